@@ -1,0 +1,16 @@
+//! Names and documents of the Open Container Initiative: parsed once at the edge, trusted afterwards.
+//!
+//! Sources: OCI image-spec 1.1 (`descriptor.md`, `manifest.md`, `config.md`) and distribution-spec 1.1.
+
+mod digest;
+mod document;
+mod media_type;
+mod reference;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use document::{
+    Descriptor, DocumentError, ImageConfig, Index, MAX_DOCUMENT_LEN, Manifest, Platform, REF_NAME_ANNOTATION,
+    chain_ids,
+};
+pub use media_type::{Compression, Unhandled, is_index, is_manifest, layer_compression};
+pub use reference::{Reference, ReferenceError, Repository};

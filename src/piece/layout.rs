@@ -1,0 +1,77 @@
+//! The length of pieces, a function of the blob's length alone.
+
+use std::ops::Range;
+
+/// Blobs up to this length have pieces of 1 MiB: enough pieces to spread a layer of 100 MiB over a crowd.
+const SMALL_BLOB_MAX: u64 = 1 << 30;
+const SMALL_PIECE: u64 = 1 << 20;
+/// Above, pieces of 4 MiB keep the map of a 100 GiB blob at 25,600 pieces.
+const LARGE_PIECE: u64 = 4 << 20;
+
+/// How a blob of `len` bytes is cut. All pieces have the same length but the last, which is shorter; an empty
+/// blob has one empty piece, so that every blob has something to prove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceLayout {
+    blob_len: u64,
+    piece_len: u64,
+}
+
+impl PieceLayout {
+    #[must_use]
+    pub fn of(blob_len: u64) -> Self {
+        let piece_len = if blob_len <= SMALL_BLOB_MAX { SMALL_PIECE } else { LARGE_PIECE };
+        Self { blob_len, piece_len }
+    }
+
+    /// Bytes of the whole blob.
+    #[must_use]
+    pub fn blob_len(self) -> u64 {
+        self.blob_len
+    }
+
+    /// Bytes of every piece but the last.
+    #[must_use]
+    pub fn piece_len(self) -> u64 {
+        self.piece_len
+    }
+
+    /// Number of pieces, at least one.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        let count = self.blob_len.div_ceil(self.piece_len).max(1);
+        u32::try_from(count).expect("blobs are at most 1 TiB, which is 2^18 pieces")
+    }
+
+    /// The bytes of piece `index` within the blob.
+    ///
+    /// # Panics
+    /// If there is no such piece.
+    #[must_use]
+    pub fn range(self, index: u32) -> Range<u64> {
+        assert!(index < self.count(), "piece {index} of {}", self.count());
+        let start = u64::from(index) * self.piece_len;
+        start..self.blob_len.min(start + self.piece_len)
+    }
+
+    /// The length of piece `index`, in bytes.
+    #[must_use]
+    pub fn len_of(self, index: u32) -> usize {
+        let range = self.range(index);
+        usize::try_from(range.end - range.start).expect("a piece is at most 4 MiB")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_those_of_the_wire_specification() {
+        assert_eq!(PieceLayout::of(1 << 30).piece_len(), 1 << 20);
+        assert_eq!(PieceLayout::of((1 << 30) + 1).piece_len(), 4 << 20);
+        assert_eq!(PieceLayout::of(0).count(), 1);
+        assert_eq!(PieceLayout::of(0).len_of(0), 0);
+        let three = PieceLayout::of((2 << 20) + 5);
+        assert_eq!((three.count(), three.len_of(1), three.len_of(2)), (3, 1 << 20, 5));
+    }
+}
