@@ -7,3 +7,24 @@
 pub mod oci;
 pub mod piece;
 pub mod wire;
+
+pub mod identity;
+
+pub mod containerd;
+pub mod mesh;
+pub mod origin;
+pub mod snapshot;
+pub mod store;
+pub mod unpack;
+
+pub mod swarm;
+
+pub mod pull;
+
+pub mod layer;
+
+pub mod door;
+
+pub mod daemon;
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! `flotilla install` and `flotilla uninstall`.

@@ -1,0 +1,1 @@
+//! What Flotilla asks of containerd: content, images, leases, events, introspection.

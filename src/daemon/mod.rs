@@ -1,0 +1,1 @@
+//! Wires the modules from the settings, runs them, drains them.

@@ -1,0 +1,1 @@
+//! Metrics, health, status: for operators, on loopback and on a socket of our own.

@@ -1,0 +1,5 @@
+//! Ways in for somebody else's client. Thin: a door turns requests into calls and our errors into status codes.
+
+pub mod admin;
+pub mod peer;
+pub mod snapshots;

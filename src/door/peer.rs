@@ -1,0 +1,1 @@
+//! What other members may ask: pieces, chains, the swarm of a digest.

@@ -1,0 +1,1 @@
+//! From a chain ID to the layer, the image and the repositories behind it.

@@ -1,0 +1,1 @@
+//! Upstream registries: authorisation, ranged reads, retries, certificates.

@@ -1,0 +1,1 @@
+//! Makes a blob present: local, in flight, peers, origin.

@@ -1,0 +1,1 @@
+//! Snapshot records and the mounts that they mean.

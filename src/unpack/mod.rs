@@ -1,0 +1,1 @@
+//! Inflates a layer and builds its tree from the tar.
