@@ -1,0 +1,1 @@
+//! Certificates made on the spot, for the tests of every module that speaks TLS.
