@@ -143,7 +143,8 @@ impl Member {
 }
 
 /// Whether `text` can be the name of a member.
-pub(super) fn is_name(text: &str) -> bool {
+#[must_use]
+pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_LEN_MAX
         && !text.bytes().any(|byte| byte.is_ascii_uppercase())
         && matches!(ServerName::try_from(text), Ok(ServerName::DnsName(_)))

@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 
 pub use connect::{ConnectError, GetError};
-pub use member::{Member, MemberError, Role, RoleError, is_zone};
+pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
 pub use rank::hrw_rank;
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
