@@ -53,7 +53,9 @@ fn of_tls(error: &rustls::Error, side: Option<Side>) -> String {
             | InvalidMessage::MessageTooLarge
             | InvalidMessage::InvalidEmptyPayload,
         ) => match side {
-            Some(Side::Server) => "the other side spoke plaintext to a TLS port: use TLS and a node certificate",
+            Some(Side::Server) => {
+                "the other side spoke plaintext to a TLS port: use TLS and a node certificate"
+            }
             Some(Side::Client) => {
                 "we spoke TLS to a plaintext port: whoever listens there is no Flotilla mesh port"
             }

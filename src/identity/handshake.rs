@@ -1,14 +1,18 @@
 //! Both halves of a handshake between members: who is there, proven, or one line that says why not.
 
-use std::{io, net::SocketAddr, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{
-    Identity, NameError,
-    certificate,
+    Identity, NameError, certificate,
     stream::{Side, TlsFailure, TlsStream},
 };
 

@@ -59,10 +59,7 @@ pub struct Identity {
 pub fn load(settings: &Settings, now: SystemTime) -> Result<Identity, IdentityError> {
     let material = read::read(settings, now)?;
     material.warn(settings);
-    Ok(Identity {
-        settings: Arc::new(settings.clone()),
-        current: Arc::new(ArcSwap::from_pointee(material)),
-    })
+    Ok(Identity { settings: Arc::new(settings.clone()), current: Arc::new(ArcSwap::from_pointee(material)) })
 }
 
 impl Identity {

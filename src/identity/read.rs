@@ -32,8 +32,7 @@ const PEM_LEN_MAX: u64 = 1024 * 1024;
 const SESSIONS_MAX: usize = 4096;
 
 /// One provider for the whole program, named here so that no build feature can change it.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-    LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
 
 /// Between nodes only TLS 1.3: both ends are Flotilla, and 1.2 would send certificates in the clear.
 static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
@@ -46,21 +45,37 @@ pub enum IdentityError {
     #[error("{} is there but {} is absent: a certificate needs its key, put the other half beside it", present.display(), absent.display())]
     HalfPair { present: PathBuf, absent: PathBuf },
     #[error("cannot read {}: let the daemon's user read it", path.display())]
-    Unreadable { path: PathBuf, #[source] source: io::Error },
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{} is larger than {PEM_LEN_MAX} bytes: it is no PEM file of certificates", path.display())]
     TooLarge { path: PathBuf },
     #[error("{} is not valid PEM: write it again", path.display())]
-    Malformed { path: PathBuf, #[source] source: rustls::pki_types::pem::Error },
+    Malformed {
+        path: PathBuf,
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
     #[error("{} holds no certificate: it needs at least one `BEGIN CERTIFICATE`", path.display())]
     NoCertificate { path: PathBuf },
     #[error("{} holds no private key: it needs one `BEGIN PRIVATE KEY`, without a passphrase", path.display())]
     NoKey { path: PathBuf },
     #[error("the key in {} cannot be used: make an EC P-256, P-384, Ed25519 or RSA key of 2048 bits or more", path.display())]
-    UnusableKey { path: PathBuf, #[source] source: rustls::Error },
+    UnusableKey {
+        path: PathBuf,
+        #[source]
+        source: rustls::Error,
+    },
     #[error("the key {} does not belong to the certificate {}: put the pair in place that was made together", key.display(), cert.display())]
     KeyMismatch { cert: PathBuf, key: PathBuf },
     #[error("a certificate in {} cannot be read: issue it again", path.display())]
-    BadCertificate { path: PathBuf, #[source] source: NameError },
+    BadCertificate {
+        path: PathBuf,
+        #[source]
+        source: NameError,
+    },
     #[error("{} expired at {}: issue a new one (`flotilla certs node`), or set this node's clock", path.display(), date(*not_after))]
     Expired { path: PathBuf, not_after: SystemTime },
     #[error("{} is not valid before {}, and this node's clock says {}: set the clock, or wait", path.display(), date(*not_before), date(*now))]
@@ -78,7 +93,11 @@ pub enum IdentityError {
     #[error("{} is not for {usage}: a member is client and server, issue it with both extended key usages, serverAuth and clientAuth", path.display())]
     WrongUsage { path: PathBuf, usage: &'static str },
     #[error("{} is refused by the checks that other members make: issue it again", path.display())]
-    Refused { path: PathBuf, #[source] source: rustls::Error },
+    Refused {
+        path: PathBuf,
+        #[source]
+        source: rustls::Error,
+    },
     #[error("{} names `{new}` but this daemon runs as `{running}`: restart it to change its name", path.display())]
     Renamed { path: PathBuf, new: String, running: String },
 }
@@ -273,15 +292,13 @@ fn configs(
         store.add(root.clone()).map_err(ca_refused)?;
     }
     let store = Arc::new(store);
-    let of_builder = |error: rustls::server::VerifierBuilderError| {
-        ca_refused(rustls::Error::General(error.to_string()))
-    };
+    let of_builder =
+        |error: rustls::server::VerifierBuilderError| ca_refused(rustls::Error::General(error.to_string()));
     let clients = WebPkiClientVerifier::builder_with_provider(store.clone(), PROVIDER.clone())
         .build()
         .map_err(of_builder)?;
-    let servers = WebPkiServerVerifier::builder_with_provider(store, PROVIDER.clone())
-        .build()
-        .map_err(of_builder)?;
+    let servers =
+        WebPkiServerVerifier::builder_with_provider(store, PROVIDER.clone()).build().map_err(of_builder)?;
     prove(settings, pair, (&*servers, &*clients), now)?;
 
     let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
@@ -337,6 +354,5 @@ fn refused(settings: &Settings, usage: &'static str, source: rustls::Error) -> I
 
 /// RFC 3339, to the second.
 fn date(at: SystemTime) -> String {
-    jiff::Timestamp::try_from(at)
-        .map_or_else(|_| "a date out of range".to_owned(), |at| format!("{at:.0}"))
+    jiff::Timestamp::try_from(at).map_or_else(|_| "a date out of range".to_owned(), |at| format!("{at:.0}"))
 }
