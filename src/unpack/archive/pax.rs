@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn values_may_hold_any_byte() {
-        let records = Records::parse(b"30 SCHILY.xattr.user.a=\n\0=\xff 1\n11 path=abc\n").unwrap();
+        let records = Records::parse(b"30 SCHILY.xattr.user.a=\n\0=\xff 1\n12 path=abc\n").unwrap();
         assert_eq!(records.xattrs(), [(b"user.a".to_vec(), b"\n\0=\xff 1".to_vec())]);
         assert_eq!(records.get(b"path"), Some(&b"abc"[..]));
     }
@@ -130,10 +130,10 @@ mod tests {
     #[test]
     fn malformed_records_are_refused() {
         for bad in [
-            &b"11 path=abc"[..],
+            &b"12 path=abc"[..],
             b"99 path=abc\n",
             b"0 path=abc\n",
-            b"-11 path=abc\n",
+            b"-12 path=abc\n",
             b"99999999999999999999 path=abc\n",
             b"3 \n",
             b"9 pathabc\n",

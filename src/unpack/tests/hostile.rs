@@ -25,8 +25,8 @@ fn no_name_leads_out() {
         .file("out/secret", "1")
         .symlink("abs", "/")
         .file("abs/secret", "2")
-        .symlink("proc", "/proc/self/root")
-        .file("proc/secret", "3")
+        .symlink("kernel", "/proc/self/root")
+        .file("kernel/secret", "3")
         .symlink("secret", "../secret")
         .file("secret", "4");
     for tar in [absolute, through_links] {
@@ -61,7 +61,7 @@ fn links_in_a_circle_end() {
 #[test]
 fn depth_and_length_of_paths_end() {
     let deep = Tar::new().pax(&[("path", "d/".repeat(300).as_bytes())]).directory("x", 0o755);
-    assert!(matches!(refused(&deep.end()), (1024, Refusal::TooDeep(..))));
+    assert!(matches!(refused(&deep.end()), (1536, Refusal::TooDeep(..))));
     let long = vec![format!("{}/", "l".repeat(255)); 20].concat();
     let long = Tar::new().pax(&[("path", format!("{long}f").as_bytes())]).file("x", "");
     assert!(matches!(refused(&long.end()).1, Refusal::TooLong { .. }));
