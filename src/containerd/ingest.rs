@@ -107,9 +107,9 @@ impl Namespace {
         // cheaper to throw that away and begin anew, once.
         for _ in 0..2 {
             let (session, offset) = match self.open_unlocked(ingest).await? {
-                Unlocked::Exists => return Ok(Whole::Done(Ingested::Existed)),
-                Unlocked::Ours { session, offset: 0 } => return Ok(Whole::Empty(session)),
-                Unlocked::Ours { session, offset } => (session, offset),
+                None => return Ok(Whole::Done(Ingested::Existed)),
+                Some((session, 0)) => return Ok(Whole::Empty(session)),
+                Some(partial) => partial,
             };
             if offset == ingest.len {
                 match session.commit(&ingest.labels).await {
@@ -127,8 +127,9 @@ impl Namespace {
         Err(IngestError::Locked { r#ref: ingest.r#ref.clone() })
     }
 
-    /// Opens the ref, waiting a little for a stream of ours that is going away.
-    async fn open_unlocked(&self, ingest: &Ingest) -> Result<Unlocked, IngestError> {
+    /// Opens the ref, waiting a little for a stream of ours that is going away; `None` if the namespace has the
+    /// blob.
+    async fn open_unlocked(&self, ingest: &Ingest) -> Result<Option<(Session, u64)>, IngestError> {
         let target = Target {
             r#ref: &ingest.r#ref,
             digest: &ingest.digest,
@@ -139,8 +140,8 @@ impl Namespace {
         let mut pause = RETRY_FIRST;
         loop {
             match Session::open(self, target).await? {
-                Opened::Exists => return Ok(Unlocked::Exists),
-                Opened::Ours { session, offset } => return Ok(Unlocked::Ours { session, offset }),
+                Opened::Exists => return Ok(None),
+                Opened::Ours { session, offset } => return Ok(Some((session, offset))),
                 Opened::Locked if Instant::now() >= deadline => {
                     return Err(IngestError::Locked { r#ref: ingest.r#ref.clone() });
                 }
@@ -149,12 +150,6 @@ impl Namespace {
             pause = (pause * 2).min(RETRY_MAX);
         }
     }
-}
-
-/// A ref that nobody else holds.
-enum Unlocked {
-    Ours { session: Session, offset: u64 },
-    Exists,
 }
 
 /// A blob as a whole: all there, or all to be written.

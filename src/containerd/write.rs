@@ -68,7 +68,7 @@ pub(super) struct Session {
     digest: Digest,
     len: u64,
     requests: mpsc::Sender<WriteContentRequest>,
-    answers: Streaming<WriteContentResponse>,
+    answers: Box<Streaming<WriteContentResponse>>,
 }
 
 impl Session {
@@ -94,7 +94,7 @@ impl Session {
         let opening = async {
             let mut answers = client.ask(&asked, content.write(request)).await?;
             let stat = client.within(ANSWER_MAX, &asked, answers.message()).await?;
-            Ok::<_, CallError>((answers, stat))
+            Ok::<_, CallError>((Box::new(answers), stat))
         };
         let (answers, stat) = match opening.await {
             Ok(answers) => answers,
