@@ -1,0 +1,3 @@
+//! Tests of whole parts on real sockets, mounts and daemons.
+
+mod snapshots;
