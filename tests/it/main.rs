@@ -1,0 +1,5 @@
+//! Flotilla as its users meet it: one test binary, one file a part.
+
+mod architecture;
+mod lab;
+mod real_stock;
