@@ -1,3 +1,6 @@
-//! Tests of whole parts on real sockets, mounts and daemons.
+//! Flotilla as its users meet it: one test binary, one file a part.
 
+mod architecture;
+mod lab;
+mod real_stock;
 mod snapshots;

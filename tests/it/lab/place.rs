@@ -1,0 +1,29 @@
+//! Where labs and caches lie.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{Result, sweep};
+
+/// The cache folder that `cargo xtask setup` fills.
+pub(crate) fn cache() -> Option<PathBuf> {
+    let chosen = std::env::var_os("FLOTILLA_CACHE").map(PathBuf::from);
+    chosen.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/flotilla")))
+}
+
+/// A folder for one lab, named so that `sweep` knows whose it is.
+pub(crate) fn new_lab() -> Result<PathBuf> {
+    static COUNTER: AtomicU32 = AtomicU32::new(1);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let dir = Path::new(sweep::PLACE).join(format!("{}{}x{count}", sweep::PREFIX, std::process::id()));
+    fs::create_dir(&dir).map_err(|error| format!("making the lab {}: {error}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Whether a folder is a lab's, and not one within it.
+pub(crate) fn is_lab(dir: &Path) -> bool {
+    dir.parent() == Some(Path::new(sweep::PLACE))
+}

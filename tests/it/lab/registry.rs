@@ -1,0 +1,120 @@
+//! Debian's docker-registry over a folder, and what its access log says.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use super::{Result, net::Namespace, process::Process};
+
+/// A running registry, without TLS.
+pub(crate) struct Registry {
+    process: Process,
+    host: String,
+}
+
+/// One answered request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    /// With the query.
+    pub(crate) uri: String,
+    pub(crate) status: u16,
+    /// Bytes of the body that were sent.
+    pub(crate) body_bytes: u64,
+    pub(crate) user_agent: String,
+    /// The address without the port.
+    pub(crate) client: String,
+}
+
+impl Registry {
+    /// Serves the folder `root`, which `image::Images` fills; its logs and settings go to `dir`. Where a
+    /// namespace is given it listens on port 5000 there, else on loopback with any port.
+    pub(crate) fn start(root: &str, dir: PathBuf, namespace: Option<&Namespace>) -> Result<Registry> {
+        let listen = namespace.map_or("127.0.0.1:0".to_owned(), |n| format!("{}:5000", n.address()));
+        let config = format!(
+            "version: 0.1\n\
+             log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {root}, maxthreads: 200}}, delete: {{enabled: true}}}}\n\
+             http: {{addr: '{listen}', secret: lab}}\n"
+        );
+        fs::create_dir_all(&dir)
+            .and_then(|()| fs::create_dir_all(root))
+            .and_then(|()| fs::write(dir.join("registry.yml"), config))
+            .map_err(|error| format!("making the registry's folder {}: {error}", dir.display()))?;
+        let mut command = match namespace {
+            Some(namespace) => namespace.command("docker-registry"),
+            None => Command::new("docker-registry"),
+        };
+        command.arg("serve").arg(dir.join("registry.yml")).env("OTEL_TRACES_EXPORTER", "none");
+        let lab = dir.parent().unwrap_or(&dir).to_owned();
+        let process = Process::start("registry", command, &dir.join("registry.log"), &lab)?;
+        let line = process.wait_for("listening on ")?;
+        let address = line.split("listening on ").nth(1).unwrap_or_default();
+        let host = address.split(['"', ' ', ',']).next().unwrap_or_default().to_owned();
+        Ok(Registry { process, host })
+    }
+
+    /// `host:port`.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The full name of an image of this registry: `demo/app:v1` becomes `host:port/demo/app:v1`.
+    pub(crate) fn name(&self, image: &str) -> String {
+        format!("{}/{image}", self.host)
+    }
+
+    /// Every request that was answered so far.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.process.lines().iter().filter_map(|line| parse(line)).collect()
+    }
+
+    /// Requests for the bytes of one repository's blobs (`demo/app`); HEAD is not one.
+    pub(crate) fn blob_reads(&self, repository: &str) -> Vec<Request> {
+        let path = format!("/v2/{repository}/blobs/");
+        let mut requests = self.requests();
+        requests.retain(|request| request.method == "GET" && request.uri.starts_with(&path));
+        requests
+    }
+
+    /// Bytes of bodies sent for one repository: blobs, manifests, and errors.
+    pub(crate) fn body_bytes(&self, repository: &str) -> u64 {
+        let path = format!("/v2/{repository}/");
+        let requests = self.requests();
+        requests
+            .iter()
+            .filter(|request| request.uri.starts_with(&path))
+            .map(|request| request.body_bytes)
+            .sum()
+    }
+
+    /// The process, to stop, continue or kill it.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// One line `… msg="response completed" … http.request.method=GET …` of the registry's log.
+fn parse(line: &str) -> Option<Request> {
+    // An error answer is logged twice, once with its error; this line is logged for every answer.
+    if !line.contains("msg=\"response completed\"") {
+        return None;
+    }
+    let client = field(line, "http.request.remoteaddr")?;
+    Some(Request {
+        method: field(line, "http.request.method")?,
+        uri: field(line, "http.request.uri")?,
+        status: field(line, "http.response.status")?.parse().ok()?,
+        body_bytes: field(line, "http.response.written")?.parse().ok()?,
+        user_agent: field(line, "http.request.useragent").unwrap_or_default(),
+        client: client.rsplit_once(':').map_or(client.clone(), |(address, _)| address.to_owned()),
+    })
+}
+
+/// The value of `name=value` or `name="quoted value"`.
+fn field(line: &str, name: &str) -> Option<String> {
+    let rest = line.split_once(&format!(" {name}="))?.1;
+    let value = match rest.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next()?,
+        None => rest.split(' ').next()?,
+    };
+    Some(value.to_owned())
+}

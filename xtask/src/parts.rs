@@ -1,0 +1,100 @@
+//! What tests and demo are made of: Debian packages, containerds of several versions, Go clients.
+//!
+//! ```text
+//! ~/.cache/flotilla/              or FLOTILLA_CACHE
+//!   containerd-1.6.20/bin/        containerd, ctr, containerd-shim-runc-v2: unpacked from Debian's packages
+//!   containerd-1.7.24/bin/
+//!   containerd-2.1.9/bin/
+//!   containerd-2.4.2/bin/         built with Go, like what follows
+//!   bin/                          crictl, critest, nerdctl
+//!   demo/                         the demo's image as a registry's folder
+//! ```
+//! Nothing is ever half there: each part is made beside its place and renamed.
+
+mod debian;
+mod golang;
+
+use std::time::Instant;
+
+use crate::{
+    lab::Result,
+    shell::{self, cache, command, has},
+};
+
+/// What must be installed, by the program that shows that it is.
+const PACKAGES: [(&str, &str); 9] = [
+    ("runc", "runc"),
+    ("docker-registry", "docker-registry"),
+    ("debootstrap", "debootstrap"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("busybox", "busybox-static"),
+    ("pip3", "python3-pip"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// How one step of the setup ended.
+pub enum Outcome {
+    Done,
+    /// It was there already.
+    Kept,
+    /// It cannot be had here; the tests that need it say so too.
+    Skipped(String),
+}
+
+/// Gets everything; what cannot be had is skipped with the reason, unless nothing works without it.
+pub fn setup() -> Result<()> {
+    std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
+    step("packages", packages)?;
+    for (series, suites) in debian::CONTAINERDS {
+        optional(&format!("containerd {series}"), || debian::containerd(series, suites));
+    }
+    for tool in golang::TOOLS {
+        optional(tool.name, || golang::build(tool));
+    }
+    step("flotilla", build)
+}
+
+/// Builds the daemon and the examples that tests and demo call.
+pub fn build() -> Result<Outcome> {
+    shell::run("cargo", &["build", "--quiet", "--bins", "--examples"])?;
+    Ok(Outcome::Done)
+}
+
+/// Runs one step and prints its line.
+pub fn step(name: &str, work: impl FnOnce() -> Result<Outcome>) -> Result<()> {
+    let start = Instant::now();
+    let outcome = work()?;
+    let word = match outcome {
+        Outcome::Done => "done".to_owned(),
+        Outcome::Kept => "kept".to_owned(),
+        Outcome::Skipped(why) => format!("skipped: {why}"),
+    };
+    println!("setup: {name}: {word} ({:.1} s)", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn optional(name: &str, work: impl FnOnce() -> Result<Outcome>) {
+    let skipped = |failure: crate::lab::Failure| Ok(Outcome::Skipped(failure.to_string()));
+    // The closure turns every failure into a reason, so there is none left.
+    let _none = step(name, || work().or_else(skipped));
+}
+
+fn packages() -> Result<Outcome> {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(Outcome::Kept);
+    }
+    let mut apt = command("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    shell::quiet(command("apt-get").args(["-q", "update"]))?;
+    shell::quiet(apt.args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing))?;
+    // Debian starts what it installs; the tests start their own.
+    if missing.contains(&"docker-registry") && has("systemctl") {
+        let _without_systemd_there_is_nothing_to_stop =
+            command("systemctl").args(["disable", "--now", "--quiet", "docker-registry"]).output();
+    }
+    Ok(Outcome::Done)
+}
