@@ -92,7 +92,11 @@ impl Shared {
             match plan {
                 Ok(victims) if rounds < ROUNDS => {
                     rounds += 1;
-                    free += victims.iter().filter_map(|victim| self.evict(victim)).sum::<u64>();
+                    for victim in &victims {
+                        let Some(freed) = self.evict(victim) else { continue };
+                        tracing::info!(digest = %victim.digest, freed, "let go to make room for {digest}");
+                        free = free.saturating_add(freed);
+                    }
                 }
                 Ok(_) => return Err(shortage.refusal(0)),
                 Err(evictable) => return Err(shortage.refusal(evictable)),
