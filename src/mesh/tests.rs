@@ -407,6 +407,16 @@ async fn a_control_channel_outlives_its_connection() {
     drop(again);
 }
 
+#[test]
+fn what_is_advertised_is_a_host_with_or_without_a_port() {
+    for good in ["node5", "node5:7442", "10.0.0.5", "fd00::5", "[fd00::5]", "[fd00::5]:7442"] {
+        assert!(is_advertisable(good), "{good}");
+    }
+    for bad in ["", "http://node5", "node5:", "node5:0", "a b"] {
+        assert!(!is_advertisable(bad), "{bad}");
+    }
+}
+
 #[tokio::test]
 async fn without_a_certificate_a_node_is_alone() {
     let settings = Settings {
