@@ -222,8 +222,8 @@ impl Lines {
 /// Drops what is closed, has been idle for too long, or is idle beyond the number we keep.
 fn trim(kept: &mut Vec<Kept>, now: Instant) {
     kept.retain(|kept| {
-        !kept.sender.is_closed()
-            && !(kept.sender.is_ready() && now.duration_since(kept.used_at) > IDLE_FOR_MAX)
+        let cold = kept.sender.is_ready() && now.duration_since(kept.used_at) > IDLE_FOR_MAX;
+        !cold && !kept.sender.is_closed()
     });
     let idle = kept.iter().filter(|kept| kept.sender.is_ready()).count();
     let mut surplus = idle.saturating_sub(IDLE_MAX);

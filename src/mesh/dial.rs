@@ -139,9 +139,13 @@ async fn connect_tcp(address: &str) -> Result<TcpStream, ConnectError> {
             .await
             .map_err(|source| ConnectError::Lookup { address: address.to_owned(), source })?
             .collect();
-        TcpStream::connect(&*found).await.map_err(|source| match source.kind() {
-            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: address.to_owned() },
-            _ => ConnectError::Tcp { address: address.to_owned(), why: source.to_string(), source },
+        TcpStream::connect(&*found).await.map_err(|source| {
+            let (address, why) = (address.to_owned(), source.to_string());
+            if source.kind() == io::ErrorKind::ConnectionRefused {
+                ConnectError::Refused { address }
+            } else {
+                ConnectError::Tcp { address, why, source }
+            }
         })
     };
     let tcp = timeout(TCP_CONNECT_MAX, connecting).await.map_err(|_| timed_out())??;
