@@ -1,0 +1,3 @@
+//! Flotilla against real parts.
+
+mod containerd;
