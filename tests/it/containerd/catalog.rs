@@ -67,7 +67,7 @@ async fn a_chain_id_alone_leads_to_its_layer() {
 #[tokio::test]
 async fn repositories_come_from_the_labels_of_the_manifest() {
     let Some(daemon) = Daemon::start() else { return };
-    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.client().namespace("k8s.io"));
+    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.namespace("k8s.io").await);
     let archive = Archive::new(&["sourced"]);
     archive.import(&daemon, "k8s.io");
     let chain_id = &archive.chain_ids()[0];
@@ -86,7 +86,7 @@ async fn repositories_come_from_the_labels_of_the_manifest() {
 #[tokio::test]
 async fn discarded_layers_show_in_the_labels_of_the_manifest() {
     let Some(daemon) = Daemon::start() else { return };
-    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.client().namespace("k8s.io"));
+    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.namespace("k8s.io").await);
     let archive = Archive::new(&["kept"]);
     archive.import(&daemon, "k8s.io");
     let chain_id = &archive.chain_ids()[0];
@@ -98,7 +98,7 @@ async fn discarded_layers_show_in_the_labels_of_the_manifest() {
 #[tokio::test]
 async fn of_two_images_with_the_same_tars_the_named_or_the_last_one_counts() {
     let Some(daemon) = Daemon::start() else { return };
-    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.client().namespace("k8s.io"));
+    let (catalog, namespace) = (Catalog::new(daemon.client()), daemon.namespace("k8s.io").await);
     let words = ["same", "tars"];
     let (gzip, plain) = (Archive::new(&words), Archive::uncompressed(&words));
     assert_eq!(gzip.chain_ids(), plain.chain_ids());

@@ -9,9 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla::containerd::{
-    CallError, Client, EVENT_FILTERS, Event, IngestError, Ingested, ReadError, VersionError,
+    CallError, Client, EVENT_FILTERS, Event, Ingest, IngestError, Ingested, Namespace, ReadError,
+    VersionError,
 };
-use futures_util::{StreamExt as _, future, stream};
+use futures_util::{Stream, StreamExt as _, future, stream};
 
 use super::{
     daemon::{Daemon, bytes, ingest_of, pieces, sha256, store},
@@ -24,7 +25,7 @@ async fn containerd_tells_its_version_and_where_blobs_lie() {
     let client = daemon.client();
     let version = client.version().await.unwrap();
     assert!(version.major >= 1, "{version}");
-    let namespace = client.namespace("shelf");
+    let namespace = daemon.namespace("shelf").await;
     let blob = bytes("where", 3000);
     let digest = store(&namespace, &blob).await;
     let root = client.content_root().await.unwrap();
@@ -45,7 +46,7 @@ async fn nobody_at_the_socket_is_said_so() {
 #[tokio::test]
 async fn a_blob_is_written_with_its_labels_and_only_once() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("written", (9 << 20) + 5);
     let ingest = ingest_of(&blob);
     // In one piece, which takes several messages.
@@ -63,7 +64,7 @@ async fn a_blob_is_written_with_its_labels_and_only_once() {
 #[tokio::test]
 async fn the_empty_blob_can_be_written() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let digest = store(&namespace, &Bytes::new()).await;
     assert_eq!(namespace.read(&digest, 0).await.unwrap(), Bytes::new());
 }
@@ -71,10 +72,9 @@ async fn the_empty_blob_can_be_written() {
 #[tokio::test]
 async fn a_blob_of_another_namespace_is_shared_without_its_bytes() {
     let Some(daemon) = Daemon::start() else { return };
-    let client = daemon.client();
     let blob = bytes("shared", 2 << 20);
-    store(&client.namespace("one"), &blob).await;
-    let two = client.namespace("two");
+    store(&daemon.namespace("one").await, &blob).await;
+    let two = daemon.namespace("two").await;
     let ingest = ingest_of(&blob);
     let unread = stream::poll_fn(|_| panic!("another namespace has the blob: nobody needs its bytes"));
     assert_eq!(two.ingest(&ingest, unread).await.unwrap(), Ingested::Shared);
@@ -85,7 +85,7 @@ async fn a_blob_of_another_namespace_is_shared_without_its_bytes() {
 #[tokio::test]
 async fn wrong_bytes_are_refused_and_leave_nothing() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let (right, wrong) = (bytes("right", 3 << 20), bytes("wrong", 3 << 20));
     let ingest = ingest_of(&right);
     let error = namespace.ingest(&ingest, pieces(&wrong)).await.unwrap_err();
@@ -99,7 +99,7 @@ async fn wrong_bytes_are_refused_and_leave_nothing() {
 #[tokio::test]
 async fn too_few_bytes_too_many_and_a_broken_source_leave_nothing() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("counted", 3 << 20);
     let ingest = ingest_of(&blob);
     for len in [blob.len() - 1, blob.len() + 1] {
@@ -118,7 +118,7 @@ async fn too_few_bytes_too_many_and_a_broken_source_leave_nothing() {
 #[tokio::test]
 async fn what_a_dropped_ingest_left_is_thrown_away() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("resumed", 5 << 20);
     let ingest = ingest_of(&blob);
     leave_part(&namespace, &ingest, pieces(&bytes("another", 2 << 20))).await;
@@ -131,7 +131,7 @@ async fn what_a_dropped_ingest_left_is_thrown_away() {
 #[tokio::test]
 async fn all_bytes_but_wrong_ones_left_behind_do_not_poison_the_ref() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("poisoned", 2 << 20);
     let ingest = ingest_of(&blob);
     leave_part(&namespace, &ingest, pieces(&bytes("poison", 2 << 20))).await;
@@ -140,9 +140,9 @@ async fn all_bytes_but_wrong_ones_left_behind_do_not_poison_the_ref() {
 
 /// Writes these pieces and drops the ingest when all of them were asked for and taken.
 pub(crate) async fn leave_part(
-    namespace: &flotilla::containerd::Namespace,
-    ingest: &flotilla::containerd::Ingest,
-    part: impl futures_util::Stream<Item = io::Result<Bytes>>,
+    namespace: &Namespace,
+    ingest: &Ingest,
+    part: impl Stream<Item = io::Result<Bytes>>,
 ) {
     let (drained, taken) = tokio::sync::oneshot::channel();
     let end = stream::once(async move {
@@ -158,7 +158,7 @@ pub(crate) async fn leave_part(
 #[tokio::test]
 async fn small_blobs_are_read_within_a_cap() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("capped", 5000);
     let digest = store(&namespace, &blob).await;
     let error = namespace.read(&digest, 4999).await.unwrap_err();
@@ -174,7 +174,7 @@ async fn small_blobs_are_read_within_a_cap() {
 #[tokio::test]
 async fn labels_are_set_and_removed_and_found() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let digest = store(&namespace, &bytes("labelled", 10)).await;
     store(&namespace, &bytes("other", 10)).await;
     let label = |value: &str| {
@@ -193,22 +193,22 @@ async fn labels_are_set_and_removed_and_found() {
 #[tokio::test]
 async fn a_lease_keeps_what_is_written_under_it() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let expires = SystemTime::now() + Duration::from_secs(3600);
-    namespace.create_lease("flotilla-test", expires).await.unwrap();
-    namespace.create_lease("flotilla-test", expires).await.unwrap();
+    namespace.create_lease("kept", expires).await.unwrap();
+    namespace.create_lease("kept", expires).await.unwrap();
     let blob = bytes("leased", 100);
-    let ingest = flotilla::containerd::Ingest { lease: Some("flotilla-test".into()), ..ingest_of(&blob) };
+    let ingest = Ingest { lease: Some("kept".into()), ..ingest_of(&blob) };
     namespace.ingest(&ingest, pieces(&blob)).await.unwrap();
     let collect = || daemon.run_ctr(&["-n", "k8s.io", "content", "prune", "references"]);
     collect();
     assert!(namespace.info(&ingest.digest).await.unwrap().is_some());
     assert!(daemon.run_ctr(&["-n", "k8s.io", "leases", "ls"]).contains("gc.expire"));
-    namespace.delete_lease("flotilla-test").await.unwrap();
-    namespace.delete_lease("flotilla-test").await.unwrap();
+    namespace.delete_lease("kept").await.unwrap();
+    namespace.delete_lease("kept").await.unwrap();
     collect();
     assert_eq!(namespace.info(&ingest.digest).await.unwrap(), None);
-    let unknown = flotilla::containerd::Ingest { lease: Some("no such lease".into()), ..ingest_of(&blob) };
+    let unknown = Ingest { lease: Some("no such lease".into()), ..ingest_of(&blob) };
     let error = namespace.ingest(&unknown, pieces(&blob)).await.unwrap_err();
     assert_eq!(error.reason(), "containerd_refused", "{error:?}");
 }

@@ -8,15 +8,18 @@ use std::{
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use flotilla::{
-    containerd::{Client, Ingest, Namespace},
+    containerd::{Client, Ingest, Ingested, Namespace},
     oci::{Algorithm, Digest},
 };
 use futures_util::{Stream, stream};
 use tempfile::TempDir;
+
+const LEASE: &str = "flotilla-test";
 
 /// A running containerd with root, state and socket of its own; killed on drop.
 pub(crate) struct Daemon {
@@ -48,6 +51,15 @@ impl Daemon {
 
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.dir.path().join("sock"))
+    }
+
+    /// A namespace, with the lease that [`ingest_of`] writes under: newer versions collect what nothing refers to
+    /// within a second.
+    pub(crate) async fn namespace(&self, name: &str) -> Namespace {
+        let namespace = self.client().namespace(name);
+        let expires = SystemTime::now() + Duration::from_secs(3600);
+        namespace.create_lease(LEASE, expires).await.unwrap();
+        namespace
     }
 
     pub(crate) fn kill(&mut self) {
@@ -152,7 +164,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> Digest {
     Digest::of(Algorithm::Sha256, bytes)
 }
 
-/// An order to write `blob` under a private ref.
+/// An order to write `blob` under a private ref, and under the lease of [`Daemon::namespace`].
 pub(crate) fn ingest_of(blob: &[u8]) -> Ingest {
     let digest = sha256(blob);
     Ingest {
@@ -160,7 +172,7 @@ pub(crate) fn ingest_of(blob: &[u8]) -> Ingest {
         digest,
         len: blob.len() as u64,
         labels: BTreeMap::from([("containerd.io/uncompressed".to_owned(), "sha256:tar".to_owned())]),
-        lease: None,
+        lease: Some(LEASE.to_owned()),
     }
 }
 
@@ -175,6 +187,6 @@ pub(crate) fn pieces(blob: &Bytes) -> impl Stream<Item = io::Result<Bytes>> + us
 pub(crate) async fn store(namespace: &Namespace, blob: &Bytes) -> Digest {
     let ingest = ingest_of(blob);
     let ingested = namespace.ingest(&ingest, pieces(blob)).await.unwrap();
-    assert_eq!(ingested, flotilla::containerd::Ingested::Written);
+    assert_eq!(ingested, Ingested::Written);
     ingest.digest
 }

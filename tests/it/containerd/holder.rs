@@ -35,7 +35,7 @@ impl Story {
     async fn start(limits: Limits) -> Option<Self> {
         let daemon = Daemon::start()?;
         let client = daemon.client();
-        let namespace = client.namespace("k8s.io");
+        let namespace = daemon.namespace("k8s.io").await;
         let archive = Archive::new(&["one", "two"]);
         archive.import(&daemon, "k8s.io");
         let catalog = Catalog::new(client.clone());

@@ -21,10 +21,9 @@ fn hold_of(blob: &[u8]) -> Hold {
 }
 
 async fn held(namespace: &Namespace, hold: &Hold) -> HeldRef {
-    match namespace.hold(hold).await.unwrap() {
-        HoldOutcome::Held(held) => held,
-        other => panic!("{other:?}"),
-    }
+    let outcome = namespace.hold(hold).await.unwrap();
+    let HoldOutcome::Held(held) = outcome else { panic!("{outcome:?}") };
+    held
 }
 
 /// A writer of containerd's own kind: it opens the ref, and waits where that is locked.
@@ -40,7 +39,7 @@ fn fetch(daemon: &Daemon, hold: &Hold, blob: &Bytes) -> Child {
 #[tokio::test]
 async fn containerd_waits_for_a_held_blob_and_takes_ours() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("handed over", 40_000);
     let hold = hold_of(&blob);
     let held = held(&namespace, &hold).await;
@@ -59,21 +58,21 @@ async fn containerd_waits_for_a_held_blob_and_takes_ours() {
 #[tokio::test]
 async fn a_ref_that_is_given_up_is_fetched_by_containerd() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("given up", 40_000);
     let hold = hold_of(&blob);
     let held = held(&namespace, &hold).await;
     let mut fetching = fetch(&daemon, &hold, &blob);
     assert_eq!(namespace.info(&hold.digest).await.unwrap(), None);
     held.release().await;
+    // Nothing refers to what it committed, so that newer versions may have collected it by now.
     assert!(fetching.wait().unwrap().success());
-    assert_eq!(namespace.read(&hold.digest, blob.len()).await.unwrap(), blob);
 }
 
 #[tokio::test]
 async fn a_released_ref_is_free_at_once() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let hold = hold_of(&bytes("again", 1000));
     for _ in 0..20 {
         held(&namespace, &hold).await.release().await;
@@ -81,14 +80,28 @@ async fn a_released_ref_is_free_at_once() {
 }
 
 #[tokio::test]
+async fn the_layers_of_several_deep_images_can_be_held_at_once() {
+    let Some(daemon) = Daemon::start() else { return };
+    let namespace = daemon.namespace("k8s.io").await;
+    let mut all = Vec::new();
+    for n in 0..300 {
+        all.push(held(&namespace, &hold_of(format!("layer {n}").as_bytes())).await);
+    }
+    // The connection still has room for other calls.
+    store(&namespace, &bytes("beside", 3 << 20)).await;
+    for held in all {
+        held.release().await;
+    }
+}
+
+#[tokio::test]
 async fn a_blob_that_is_there_needs_no_hold() {
     let Some(daemon) = Daemon::start() else { return };
-    let client = daemon.client();
+    let (one, two) = (daemon.namespace("one").await, daemon.namespace("two").await);
     let blob = bytes("there", 1000);
     let hold = hold_of(&blob);
-    store(&client.namespace("one"), &blob).await;
-    assert!(matches!(client.namespace("one").hold(&hold).await.unwrap(), HoldOutcome::Exists));
-    let two = client.namespace("two");
+    store(&one, &blob).await;
+    assert!(matches!(one.hold(&hold).await.unwrap(), HoldOutcome::Exists));
     assert!(matches!(two.hold(&hold).await.unwrap(), HoldOutcome::Shared));
     assert_eq!(two.info(&hold.digest).await.unwrap().unwrap().labels, hold.labels);
     assert!(matches!(two.hold(&hold).await.unwrap(), HoldOutcome::Exists));
@@ -97,7 +110,7 @@ async fn a_blob_that_is_there_needs_no_hold() {
 #[tokio::test]
 async fn what_containerd_has_begun_is_left_to_it() {
     let Some(daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("begun", 3 << 20);
     let hold = hold_of(&blob);
     let theirs = Ingest { r#ref: hold.r#ref.clone(), ..ingest_of(&blob) };
@@ -109,7 +122,7 @@ async fn what_containerd_has_begun_is_left_to_it() {
 #[tokio::test]
 async fn a_restart_of_containerd_loses_the_hold_but_not_the_client() {
     let Some(mut daemon) = Daemon::start() else { return };
-    let namespace = daemon.client().namespace("k8s.io");
+    let namespace = daemon.namespace("k8s.io").await;
     let blob = bytes("restart", 1000);
     let hold = hold_of(&blob);
     let mut first = held(&namespace, &hold).await;
