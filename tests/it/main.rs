@@ -1,6 +1,7 @@
 //! Flotilla as its users meet it: one test binary, one file a part.
 
 mod architecture;
+mod containerd;
 mod lab;
 mod real_stock;
 mod snapshots;

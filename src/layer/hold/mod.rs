@@ -374,8 +374,12 @@ impl Inner {
             held_ms = ended.held_for.as_millis(),
             "hold is over"
         );
-        // The reader is gone only when the daemon is.
-        let _ = self.ended.send(ended).await;
+        tokio::select! {
+            biased;
+            // An error means that the reader is gone, and so is the daemon.
+            _ = self.ended.send(ended) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 }
 

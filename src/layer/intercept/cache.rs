@@ -8,12 +8,13 @@ use super::{
 };
 use crate::oci::Digest;
 
-/// Most bytes of manifests and configs whose contents are kept: some thousand images. Reading one again costs a
-/// millisecond, and no single document (8 MiB at most) can push out all others.
+/// Most memory for what was read, roughly: some thousands of images. Reading one again costs a millisecond, and no
+/// single manifest (8 MiB at most) can push out all others.
 const BYTES_MAX: usize = 32 << 20;
 
-/// What an entry takes besides its layers.
+/// What an entry takes besides its layers, and a layer besides what its manifest says of it: keys, digests, the ref.
 const ENTRY_BYTES: usize = 512;
+const LAYER_BYTES: usize = size_of::<LayerOf>() + 256;
 
 type Key = (String, Digest);
 
@@ -44,7 +45,7 @@ impl Cache {
     pub(super) fn insert(&mut self, key: Key, reading: Reading) {
         self.uses += 1;
         let bytes = match &reading {
-            Ok(layers) => layers.bytes + layers.layers.len() * size_of::<LayerOf>() + ENTRY_BYTES,
+            Ok(layers) => layers.manifest_len + layers.layers.len() * LAYER_BYTES + ENTRY_BYTES,
             Err(_) => ENTRY_BYTES,
         };
         let entry = Entry { reading, image: None, bytes, used: self.uses };
@@ -86,8 +87,8 @@ mod tests {
         ("k8s.io".into(), Digest::of(Algorithm::Sha256, name.as_bytes()))
     }
 
-    fn reading(name: &str, bytes: usize) -> Reading {
-        Ok(Arc::new(Layers { manifest: key(name).1, layers: Arc::new([]), bytes }))
+    fn reading(name: &str, manifest_len: usize) -> Reading {
+        Ok(Arc::new(Layers { manifest: key(name).1, layers: Arc::new([]), manifest_len }))
     }
 
     #[test]
@@ -117,7 +118,7 @@ mod tests {
     #[test]
     fn one_pull_shares_one_image() {
         let mut cache = Cache::default();
-        let layers = Layers { manifest: key("a").1, layers: Arc::new([]), bytes: 0 };
+        let layers = Layers { manifest: key("a").1, layers: Arc::new([]), manifest_len: 0 };
         cache.insert(key("a"), reading("a", 0));
         let image = Image::new(&layers, &Default::default(), None);
         let first = cache.same(&key("a"), image.clone());

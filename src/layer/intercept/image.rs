@@ -54,8 +54,8 @@ pub struct LayerOf {
 pub(super) struct Layers {
     pub(super) manifest: Digest,
     pub(super) layers: Arc<[LayerOf]>,
-    /// Roughly what this takes of memory.
-    pub(super) bytes: usize,
+    /// Bytes of the manifest, most of which are still in `layers`.
+    pub(super) manifest_len: usize,
 }
 
 /// Why a manifest that is there cannot be used.
@@ -148,7 +148,7 @@ fn unknown_algorithm(document: &[u8]) -> Option<DigestError> {
 impl Layers {
     /// Folds a manifest and its config, both already checked against their digests.
     pub(super) fn read(digest: &Digest, manifest: &[u8], config: &[u8]) -> Result<Self, Unfit> {
-        let bytes = manifest.len() + config.len();
+        let manifest_len = manifest.len();
         let manifest = parse_manifest(digest, manifest)?;
         let config = ImageConfig::parse(config).map_err(|source| match unknown_algorithm(config) {
             Some(source) => Unfit::DigestAlgorithm { manifest: digest.clone(), source },
@@ -163,7 +163,7 @@ impl Layers {
         let stack = manifest.layers.into_iter().zip(diff_ids).zip(chain_ids);
         let layers =
             stack.map(|((descriptor, diff_id), chain_id)| LayerOf::new(descriptor, diff_id, chain_id));
-        Ok(Self { manifest: digest.clone(), layers: layers.collect(), bytes })
+        Ok(Self { manifest: digest.clone(), layers: layers.collect(), manifest_len })
     }
 
     pub(super) fn index_of(&self, chain_id: &Digest) -> Option<usize> {
@@ -203,6 +203,16 @@ impl Image {
             origins,
             discard_unpacked: !layers.layers.is_empty() && !keeps_layers,
             sources,
+        }
+    }
+
+    /// For people: the client's name, else a repository with the manifest's digest, else that digest alone.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match (&self.name, self.origins.first()) {
+            (Some(name), _) => name.clone(),
+            (None, Some(repository)) => format!("{repository}@{}", self.manifest.short()),
+            (None, None) => self.manifest.short(),
         }
     }
 

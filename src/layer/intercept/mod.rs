@@ -36,9 +36,9 @@ const IMAGE_REF_LABEL: &str = "containerd.io/snapshot/cri.image-ref";
 /// Manifests that containerd has taken apart, whether or not it keeps their layers.
 const MANIFESTS_FILTER: &str = r#"labels."containerd.io/gc.ref.content.config""#;
 
-/// Most manifests looked at for one chain ID, newest first. A node holds some hundreds of images; containerd's default
-/// for all platforms multiplies that by ten.
-const MANIFESTS_MAX: usize = 4096;
+/// Most manifests looked at for one chain ID, newest first: some hundreds of images, with the manifests of other
+/// platforms that newer clients keep. The cache holds as many.
+const MANIFESTS_MAX: usize = 2048;
 
 /// Documents read from containerd at the same time: enough to hide the round trip, too few to be felt.
 const READS_AT_ONCE: usize = 8;

@@ -152,9 +152,18 @@ fn without_source_labels_a_name_alone_is_not_believed() {
 }
 
 #[test]
+fn an_image_has_the_best_title_there_is() {
+    let source = [("containerd.io/distribution.source.docker.io", "library/debian")];
+    let short = digest("manifest").short();
+    assert_eq!(image(&source, Some("debian:12")).title(), "docker.io/library/debian:12");
+    assert_eq!(image(&source, None).title(), format!("docker.io/library/debian@{short}"));
+    assert_eq!(image(&[], Some("debian:12")).title(), short);
+}
+
+#[test]
 fn a_manifest_without_edges_to_its_layers_means_that_they_are_discarded() {
     assert!(image(&[("containerd.io/gc.ref.content.config", "sha256:…")], None).discard_unpacked);
-    let empty = Layers { manifest: digest("m"), layers: Arc::new([]), bytes: 0 };
+    let empty = Layers { manifest: digest("m"), layers: Arc::new([]), manifest_len: 0 };
     assert!(!Image::new(&empty, &labels(&[]), None).discard_unpacked);
 }
 
