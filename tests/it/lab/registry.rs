@@ -99,11 +99,14 @@ fn parse(line: &str) -> Option<Request> {
         return None;
     }
     let client = field(line, "http.request.remoteaddr")?;
+    let method = field(line, "http.request.method")?;
+    // For HEAD the log has what the body would have been.
+    let written = if method == "HEAD" { 0 } else { field(line, "http.response.written")?.parse().ok()? };
     Some(Request {
-        method: field(line, "http.request.method")?,
+        method,
         uri: field(line, "http.request.uri")?,
         status: field(line, "http.response.status")?.parse().ok()?,
-        body_bytes: field(line, "http.response.written")?.parse().ok()?,
+        body_bytes: written,
         user_agent: field(line, "http.request.useragent").unwrap_or_default(),
         client: client.rsplit_once(':').map_or(client.clone(), |(address, _)| address.to_owned()),
     })
