@@ -44,8 +44,7 @@ impl Registry {
             None => Command::new("docker-registry"),
         };
         command.arg("serve").arg(dir.join("registry.yml")).env("OTEL_TRACES_EXPORTER", "none");
-        let lab = dir.parent().unwrap_or(&dir).to_owned();
-        let process = Process::start("registry", command, &dir.join("registry.log"), &lab)?;
+        let process = Process::start("registry", command, &dir.join("registry.log"), super::lab_of(&dir))?;
         let line = process.wait_for("listening on ")?;
         let address = line.split("listening on ").nth(1).unwrap_or_default();
         let host = address.split(['"', ' ', ',']).next().unwrap_or_default().to_owned();
@@ -84,6 +83,11 @@ impl Registry {
             .filter(|request| request.uri.starts_with(&path))
             .map(|request| request.body_bytes)
             .sum()
+    }
+
+    /// Leaves it running when this value goes.
+    pub(crate) fn leave(self) {
+        self.process.leave();
     }
 
     /// The process, to stop, continue or kill it.
