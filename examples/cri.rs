@@ -84,6 +84,7 @@ async fn run(arguments: Arguments) -> Result<u8> {
         .await
         .with_context(|| format!("connecting to containerd at {}", socket.display()))?;
     let mut images = ImageServiceClient::new(channel.clone());
+    until_initialized(&mut images).await?;
     let mut out = std::io::stdout().lock();
     match arguments.command {
         Command::Pull { gate, image } => {
@@ -124,6 +125,19 @@ async fn run(arguments: Arguments) -> Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// containerd opens its socket before CRI has found its old containers; it has no event for that either.
+async fn until_initialized(images: &mut ImageServiceClient<Channel>) -> Result<()> {
+    loop {
+        match images.list_images(cri::ListImagesRequest {}).await {
+            Err(status) if status.message().contains("server is not initialized yet") => {
+                tokio::time::sleep(STATUS_EVERY).await;
+            }
+            Err(status) => return Err(said(status)).context("asking containerd whether CRI is ready"),
+            Ok(_) => return Ok(()),
+        }
+    }
 }
 
 /// A status without its type's name and metadata.

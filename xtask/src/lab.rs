@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "the tests use the rest")]
 
+#[path = "../../tests/it/lab/certs.rs"]
+pub(crate) mod certs;
 #[path = "../../tests/it/lab/containerd.rs"]
 pub(crate) mod containerd;
 #[path = "../../tests/it/lab/cri.rs"]
@@ -12,6 +14,8 @@ mod failure;
 pub(crate) mod flotilla;
 #[path = "../../tests/it/lab/net.rs"]
 pub(crate) mod net;
+#[path = "../../tests/it/lab/node.rs"]
+pub(crate) mod node;
 #[path = "../../tests/it/lab/place.rs"]
 mod place;
 #[path = "../../tests/it/lab/process.rs"]
@@ -22,4 +26,4 @@ pub(crate) mod registry;
 pub(crate) mod sweep;
 
 pub(crate) use failure::{Failure, Result};
-pub(crate) use place::{cache, is_lab, new_lab};
+pub(crate) use place::{cache, lab_of, new_lab};

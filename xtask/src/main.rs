@@ -4,9 +4,9 @@
 //! crowd of nodes pulling one image. Only the standard library, so that it starts at once.
 
 mod demo;
+mod demo_image;
 mod lab;
 mod parts;
-mod report;
 mod shell;
 mod test;
 

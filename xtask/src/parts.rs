@@ -11,7 +11,7 @@
 //! ```
 //! Nothing is ever half there: each part is made beside its place and renamed.
 
-mod debian;
+pub mod debian;
 mod golang;
 
 use std::time::Instant;

@@ -117,9 +117,8 @@ impl Containerd {
         // Its own shim before any other's.
         command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.programs.bin.display()));
         command.arg("--config").arg(self.dir.join("config.toml"));
-        let lab = self.dir.ancestors().find(|folder| super::is_lab(folder)).unwrap_or(&self.dir).to_owned();
         let name = format!("containerd {}", self.programs.version);
-        let process = Process::start(&name, command, &self.log(), &lab)?;
+        let process = Process::start(&name, command, &self.log(), super::lab_of(&self.dir))?;
         process.wait_for("containerd successfully booted")?;
         self.process = Some(process);
         Ok(())
@@ -150,6 +149,11 @@ impl Containerd {
     pub(crate) fn stop(&mut self) -> Result<()> {
         let mut process = self.process.take().ok_or("this containerd is stopped")?;
         process.terminate().map(|_| ())
+    }
+
+    /// Leaves it running when this value goes.
+    pub(crate) fn leave(mut self) {
+        self.process.take().into_iter().for_each(Process::leave);
     }
 
     /// SIGKILL; containers go on.

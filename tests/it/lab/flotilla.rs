@@ -99,8 +99,7 @@ impl Flotilla {
             .map_err(|error| format!("opening {}: {error}", socket.display()))?;
         let mut command = self.command(&["serve"]);
         command.env("NOTIFY_SOCKET", &socket);
-        let lab = self.dir.ancestors().find(|folder| super::is_lab(folder)).unwrap_or(&self.dir).to_owned();
-        let mut process = Process::start("flotilla", command, &self.log(), &lab)?;
+        let mut process = Process::start("flotilla", command, &self.log(), super::lab_of(&self.dir))?;
         let deadline = Instant::now() + PATIENCE;
         let mut message = [0; 4096];
         loop {
@@ -145,6 +144,11 @@ impl Flotilla {
     pub(crate) fn stop(&mut self) -> Result<()> {
         let mut process = self.process.take().ok_or("this flotilla is stopped")?;
         process.terminate().map(|_| ())
+    }
+
+    /// Leaves it running when this value goes.
+    pub(crate) fn leave(mut self) {
+        self.process.take().into_iter().for_each(Process::leave);
     }
 
     /// SIGKILL.

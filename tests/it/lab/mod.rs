@@ -22,6 +22,7 @@ mod failure;
 pub(crate) mod flotilla;
 pub(crate) mod image;
 pub(crate) mod net;
+pub(crate) mod node;
 mod place;
 pub(crate) mod process;
 pub(crate) mod registry;
@@ -30,5 +31,5 @@ pub(crate) mod story;
 pub(crate) mod sweep;
 
 pub(crate) use failure::{Failure, Result};
-pub(crate) use place::{cache, is_lab};
+pub(crate) use place::{cache, lab_of};
 pub(crate) use story::Lab;

@@ -23,7 +23,7 @@ pub(crate) fn new_lab() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Whether a folder is a lab's, and not one within it.
-pub(crate) fn is_lab(dir: &Path) -> bool {
-    dir.parent() == Some(Path::new(sweep::PLACE))
+/// The lab that a folder lies in; the folder itself where it lies in none.
+pub(crate) fn lab_of(dir: &Path) -> &Path {
+    dir.ancestors().find(|folder| folder.parent() == Some(Path::new(sweep::PLACE))).unwrap_or(dir)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -21,9 +21,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const MARK: &str = "FLOTILLA_LAB";
 
 /// A running program. Killed when dropped.
+///
+/// It writes to its log file itself and `tail` follows that for us: a pipe to this process would kill a
+/// program that outlives it, as the demo's nodes do with `--keep`.
 pub(crate) struct Process {
     name: String,
     child: Child,
+    follower: Child,
     log: Arc<Log>,
     path: PathBuf,
 }
@@ -39,34 +43,42 @@ impl Log {
     fn lock(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn fill(&self, from: impl io::Read) {
+        for line in BufReader::new(from).split(b'\n').map_while(io::Result::ok) {
+            self.lock().0.push(String::from_utf8_lossy(&line).into_owned());
+            self.more.notify_all();
+        }
+        self.lock().1 = true;
+        self.more.notify_all();
+    }
 }
 
 impl Process {
-    /// Starts `command` with its output in `log`, marked as part of the lab in `lab`.
+    /// Starts `command` with its output appended to `log`, marked as part of the lab in `lab`.
     pub(crate) fn start(name: &str, mut command: Command, log: &Path, lab: &Path) -> Result<Process> {
         let failed = |error: io::Error| Failure::from(format!("starting {name}: {error}"));
-        let (reader, writer) = io::pipe().map_err(failed)?;
-        command
-            .env(MARK, lab)
-            .stdin(Stdio::null())
-            .stderr(writer.try_clone().map_err(failed)?)
-            .stdout(writer);
-        let mut file = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let file = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let start = file.metadata().map_err(failed)?.len();
+        command.env(MARK, lab).stdin(Stdio::null()).stderr(file.try_clone().map_err(failed)?).stdout(file);
         let child = command.spawn().map_err(failed)?;
-        // The command keeps its ends of the pipe open until it is dropped.
-        drop(command);
+        let mut tail = Command::new("tail");
+        tail.arg("--follow").arg(format!("--bytes=+{}", start + 1)).arg("--sleep-interval=0.1");
+        // It ends with the program, and so do the lines.
+        tail.arg(format!("--pid={}", child.id())).arg(log);
+        tail.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut follower = tail.spawn().map_err(failed)?;
         let lines = Arc::new(Log::default());
-        let pump = lines.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(reader).split(b'\n').map_while(io::Result::ok) {
-                let _a_full_disk_must_not_stop_the_program = file.write_all(&[&line[..], b"\n"].concat());
-                pump.lock().0.push(String::from_utf8_lossy(&line).into_owned());
-                pump.more.notify_all();
-            }
-            pump.lock().1 = true;
-            pump.more.notify_all();
-        });
-        Ok(Process { name: name.to_owned(), child, log: lines, path: log.to_owned() })
+        let filled = lines.clone();
+        let output = follower.stdout.take();
+        thread::spawn(move || output.into_iter().for_each(|output| filled.fill(output)));
+        Ok(Process { name: name.to_owned(), child, follower, log: lines, path: log.to_owned() })
+    }
+
+    /// Leaves it running when this value goes.
+    pub(crate) fn leave(mut self) {
+        let _it_follows_for_us_alone = self.follower.kill();
+        std::mem::forget(self);
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -138,6 +150,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let _it_may_have_ended = self.kill();
+        let _it_ends_with_the_program = self.follower.kill();
+        let _of_a_child_that_was_killed = self.follower.wait();
         if thread::panicking() {
             let tail = tail(&self.log.lock().0);
             eprintln!("--- last lines of {} ({}):\n{tail}", self.name, self.path.display());

@@ -44,8 +44,7 @@ impl Registry {
             None => Command::new("docker-registry"),
         };
         command.arg("serve").arg(dir.join("registry.yml")).env("OTEL_TRACES_EXPORTER", "none");
-        let lab = dir.parent().unwrap_or(&dir).to_owned();
-        let process = Process::start("registry", command, &dir.join("registry.log"), &lab)?;
+        let process = Process::start("registry", command, &dir.join("registry.log"), super::lab_of(&dir))?;
         let line = process.wait_for("listening on ")?;
         let address = line.split("listening on ").nth(1).unwrap_or_default();
         let host = address.split(['"', ' ', ',']).next().unwrap_or_default().to_owned();
@@ -86,6 +85,11 @@ impl Registry {
             .sum()
     }
 
+    /// Leaves it running when this value goes.
+    pub(crate) fn leave(self) {
+        self.process.leave();
+    }
+
     /// The process, to stop, continue or kill it.
     pub(crate) fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -99,11 +103,14 @@ fn parse(line: &str) -> Option<Request> {
         return None;
     }
     let client = field(line, "http.request.remoteaddr")?;
+    let method = field(line, "http.request.method")?;
+    // For HEAD the log has what the body would have been.
+    let written = if method == "HEAD" { 0 } else { field(line, "http.response.written")?.parse().ok()? };
     Some(Request {
-        method: field(line, "http.request.method")?,
+        method,
         uri: field(line, "http.request.uri")?,
         status: field(line, "http.response.status")?.parse().ok()?,
-        body_bytes: field(line, "http.response.written")?.parse().ok()?,
+        body_bytes: written,
         user_agent: field(line, "http.request.useragent").unwrap_or_default(),
         client: client.rsplit_once(':').map_or(client.clone(), |(address, _)| address.to_owned()),
     })

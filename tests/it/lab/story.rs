@@ -1,19 +1,18 @@
 //! What a story is told with: a lab with a registry, and nodes with a containerd and a Flotilla each.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use super::{
-    Result,
-    containerd::{self, Containerd, Programs, Snapshotter},
-    cri::{Cri, Ran},
-    flotilla::{Flotilla, Settings},
+    Result, certs,
+    containerd::{self, Programs, Snapshotter},
+    flotilla::Settings,
     image::Images,
-    place, process,
+    node::{MESH_PORT, Node, NodePlan},
+    place,
     registry::Registry,
     samples, sweep,
 };
@@ -71,7 +70,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Starts a registry that has the sandbox image.
     pub(crate) fn new() -> Result<Lab> {
-        sweep::leftovers();
+        sweep::leftovers(false);
         let dir = place::new_lab()?;
         let root = dir.join("blobs");
         let images = Images::new(&root);
@@ -94,7 +93,7 @@ impl Lab {
     }
 
     /// The registry, for what its log says, or to stop it.
-    pub(crate) fn registry(&self) -> std::cell::RefMut<'_, Registry> {
+    pub(crate) fn registry(&self) -> RefMut<'_, Registry> {
         self.registry.borrow_mut()
     }
 
@@ -129,25 +128,13 @@ impl Lab {
         let index = self.nodes.get() + 1;
         self.nodes.set(index);
         let name = format!("n{index}");
-        let dir = self.dir.join(&name);
         let address = self.loopback_address(index);
-        let mut settings = Settings::default();
-        settings
-            .text("node", "name", &name)
-            .path("node", "data_dir", &dir.join("flotilla/data"))
-            .path("node", "run_dir", &dir.join("flotilla/run"))
-            .path("containerd", "address", &dir.join("containerd/c.sock"))
-            .path("containerd", "snapshot_root", &snapshot_root(&dir))
-            .text("mesh", "listen", &format!("{address}:7442"))
-            .text("mesh", "advertise", &format!("{address}:7442"))
-            .path("registry", "hosts_dir", &self.hosts_dir())
-            .text("admin", "listen", "127.0.0.1:0");
         Plan {
             lab: self,
+            settings: NodePlan::settings(&name, &self.dir.join(&name), &address, &self.hosts_dir()),
             name,
             programs: programs.clone(),
             address,
-            settings,
             flotilla: true,
             certificate: true,
             annotations: false,
@@ -158,12 +145,13 @@ impl Lab {
     /// Starts `count` nodes with Flotilla that know each other.
     pub(crate) fn crowd(&self, programs: &Programs, count: usize) -> Result<Vec<Node>> {
         let plans: Vec<Plan<'_>> = (0..count).map(|_| self.node(programs)).collect();
-        *self.members.borrow_mut() = plans.iter().map(|plan| format!("{}:7442", plan.address)).collect();
+        *self.members.borrow_mut() =
+            plans.iter().map(|plan| format!("{}:{MESH_PORT}", plan.address)).collect();
         plans.into_iter().map(Plan::start).collect()
     }
 
     /// All of 127.0.0.0/8 is loopback: each lab takes a net of its own by its process id, so that every
-    /// node can have the port 7442.
+    /// node can have the mesh's port.
     fn loopback_address(&self, index: u8) -> String {
         let name = self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let mut numbers =
@@ -171,11 +159,6 @@ impl Lab {
         let (process, count) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let lab = process.wrapping_mul(31).wrapping_add(count) % (254 * 256);
         format!("127.{}.{}.{index}", 1 + lab / 256, lab % 256)
-    }
-
-    /// Makes the node's certificate with `flotilla certs`, and the authority's with the first.
-    fn certificate(&self, node: &str) -> Result<PathBuf> {
-        super::certs::node(flotilla_program(), &self.dir.join("tls"), node)
     }
 }
 
@@ -197,11 +180,6 @@ pub(crate) fn flotilla_program() -> &'static Path {
 /// A built example, which lies beside the daemon.
 pub(crate) fn example(name: &str) -> PathBuf {
     flotilla_program().with_file_name("examples").join(name)
-}
-
-/// Where containerd 1.6 expects the snapshots of a plugin named flotilla, and every other is told.
-fn snapshot_root(node: &Path) -> PathBuf {
-    node.join("containerd/root/io.containerd.snapshotter.v1.flotilla")
 }
 
 /// How a node will be.
@@ -250,85 +228,34 @@ impl Plan<'_> {
 
     pub(crate) fn start(mut self) -> Result<Node> {
         let dir = self.lab.dir.join(&self.name);
-        let mut flotilla = None;
         let mut snapshotter = Snapshotter::Overlayfs;
         if self.flotilla {
             if self.certificate {
-                let tls = self.lab.certificate(&self.name)?;
+                let tls =
+                    certs::node(flotilla_program(), &self.lab.dir.join("tls"), &self.name, &self.address)?;
                 self.settings
                     .path("mesh", "ca", &tls.join("ca.pem"))
                     .path("mesh", "cert", &tls.join("node.pem"))
                     .path("mesh", "key", &tls.join("node-key.pem"));
             }
             self.settings.list("mesh", "members", &self.lab.members.borrow());
-            let started = Flotilla::start(flotilla_program(), dir.join("flotilla"), &self.settings, None)?;
-            flotilla = Some(started);
-            let socket = dir.join("flotilla/run/snapshots.sock");
-            snapshotter =
-                Snapshotter::Flotilla { socket, root: snapshot_root(&dir), annotations: self.annotations };
+            snapshotter = NodePlan::snapshotter(&dir, self.annotations);
         }
-        let settings = containerd::Settings {
+        let containerd = containerd::Settings {
             snapshotter,
             sandbox_image: self.lab.name("lab/pause:1"),
             hosts_dir: self.lab.hosts_dir(),
             more: self.more,
         };
-        let containerd = Containerd::start(self.programs, dir.join("containerd"), &settings, None)?;
-        let cri = Cri::new(&example("cri"), containerd.socket(), &self.lab.dir);
-        Ok(Node { name: self.name, containerd, flotilla, cri, settings: self.settings })
-    }
-}
-
-/// A containerd, and a Flotilla where the plan has one.
-pub(crate) struct Node {
-    pub(crate) name: String,
-    pub(crate) containerd: Containerd,
-    flotilla: Option<Flotilla>,
-    pub(crate) cri: Cri,
-    /// What Flotilla was started with, to change and start it again.
-    pub(crate) settings: Settings,
-}
-
-impl Node {
-    pub(crate) fn flotilla(&mut self) -> &mut Flotilla {
-        self.flotilla.as_mut().expect("the plan of this node has a Flotilla")
-    }
-
-    /// Pulls through CRI.
-    pub(crate) fn pull(&self, image: &str) -> Result<String> {
-        self.cri.pull(image)
-    }
-
-    /// Runs a command in a container of the image through CRI.
-    pub(crate) fn run(&self, image: &str, command: &[&str]) -> Result<Ran> {
-        self.cri.run(image, command)
-    }
-
-    /// Asks `ctr image check` whether containerd has every blob of an image in CRI's namespace.
-    pub(crate) fn is_complete(&self, image: &str) -> Result<bool> {
-        let listed = self.containerd.ctr(&["images", "check", &format!("name=={image}")])?;
-        let line = listed.lines().find(|line| line.contains(image));
-        Ok(line.ok_or_else(|| format!("no {image} among:\n{listed}"))?.contains(" complete "))
-    }
-
-    /// The size in bytes of a blob in containerd's content store, if it is there.
-    pub(crate) fn content_size(&self, digest: &str) -> Option<u64> {
-        let hex = digest.trim_start_matches("sha256:");
-        let blobs = self.containerd.root().join("io.containerd.content.v1.content/blobs/sha256");
-        fs::metadata(blobs.join(hex)).ok().map(|meta| meta.len())
-    }
-
-    /// A client of this node's containerd, such as crictl or nerdctl, by its path.
-    pub(crate) fn client(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{}", self.containerd.socket().display()));
-        command.env("CONTAINERD_ADDRESS", self.containerd.socket());
-        command.env(process::MARK, self.lab_dir());
-        command
-    }
-
-    fn lab_dir(&self) -> PathBuf {
-        let socket = self.containerd.socket();
-        socket.ancestors().find(|folder| super::is_lab(folder)).unwrap_or(&socket).to_owned()
+        let plan = NodePlan {
+            name: self.name,
+            dir,
+            programs: self.programs,
+            containerd,
+            cri: example("cri"),
+            namespace: None,
+            flotilla: self.flotilla.then(|| (flotilla_program().to_owned(), self.settings)),
+        };
+        plan.start()
     }
 }

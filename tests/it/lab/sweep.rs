@@ -20,19 +20,29 @@ pub(crate) const PLACE: &str = "/tmp";
 /// `fl<process id>x<counter>`: the name of a lab's folder, and the beginning of its namespaces' names.
 pub(crate) const PREFIX: &str = "fl";
 
-/// Removes every lab whose process is gone.
-pub(crate) fn leftovers() {
-    let Ok(entries) = fs::read_dir(PLACE) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('x'));
-        if let Some((owner, _)) = owner
-            && owner.parse::<u32>().is_ok()
-            && !Path::new("/proc").join(owner).exists()
-        {
-            lab(&path);
+/// A lab with this file in it stays when its process is gone, until somebody asks for `kept` too.
+pub(crate) const KEEP: &str = "keep";
+
+/// Removes every lab whose process is gone; those that were kept only if `kept`.
+pub(crate) fn leftovers(kept: bool) {
+    for (dir, owner) in labs() {
+        if !Path::new("/proc").join(owner.to_string()).exists() && (kept || !dir.join(KEEP).exists()) {
+            lab(&dir);
         }
     }
+}
+
+/// Removes every lab of one process.
+pub(crate) fn of_process(id: u32) {
+    for (dir, _) in labs().into_iter().filter(|(dir, owner)| *owner == id && !dir.join(KEEP).exists()) {
+        lab(&dir);
+    }
+}
+
+/// All labs of this machine, each with its process.
+fn labs() -> Vec<(PathBuf, u32)> {
+    let owner = |name: &str| name.strip_prefix(PREFIX)?.split_once('x')?.0.parse().ok();
+    names_in(PLACE).filter_map(|name| Some((Path::new(PLACE).join(&name), owner(&name)?))).collect()
 }
 
 /// Removes the lab in `dir`.

@@ -1,0 +1,114 @@
+//! The demo's image: a real Debian with real Python packages, five layers.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    lab::Result,
+    parts::{self, Outcome, debian},
+    shell::{cache, command, quiet},
+};
+
+/// The image that the demo pulls.
+pub const NAME: &str = "demo/app:v1";
+
+/// What a container of it runs, and a word that it must print.
+pub const COMMAND: [&str; 3] =
+    ["python3", "-c", "import numpy, pandas; print('ran', numpy.arange(4).sum(), pandas.__version__)"];
+pub const PRINTS: &str = "ran 6 2.1.4";
+
+const SUITE: &str = "bookworm";
+
+/// One layer each: large wheels, whose versions are those of this suite's Python 3.11.
+const WHEELS: [&[&str]; 4] = [
+    &["numpy==1.26.4"],
+    &["scipy==1.11.4"],
+    &["pandas==2.1.4", "python-dateutil==2.9.0", "pytz==2024.1", "six==1.16.0", "tzdata==2024.1"],
+    &["pyarrow==14.0.2", "scikit-learn==1.3.2"],
+];
+
+/// A registry's folder that holds the image and the sandbox image.
+pub struct Image {
+    pub root: PathBuf,
+    /// Layers, config and manifest.
+    pub bytes: u64,
+}
+
+/// Makes the image, or takes it from the cache.
+pub fn get() -> Result<Image> {
+    let place = cache()?.join("demo");
+    if !place.join("bytes").exists() {
+        parts::step("demo image", || make(&place))?;
+    }
+    let bytes = fs::read_to_string(place.join("bytes"))
+        .map_err(|error| format!("reading the demo image: {error}"))?;
+    let bytes = bytes.trim().parse().map_err(|error| format!("the demo image's size: {error}"))?;
+    Ok(Image { root: place.join("registry"), bytes })
+}
+
+fn make(place: &Path) -> Result<Outcome> {
+    let work = cache()?.join("demo.part");
+    let _left_by_a_run_that_was_cut_short = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).map_err(|error| format!("making {}: {error}", work.display()))?;
+    let base = work.join("base");
+    bootstrap(&base)?;
+    let mut layers = vec![base];
+    for (number, wheels) in WHEELS.iter().enumerate() {
+        let layer = work.join(format!("wheels-{number}"));
+        unpack_wheels(&work.join(format!("download-{number}")), &layer, wheels)?;
+        layers.push(layer);
+    }
+    let registry = work.join("registry");
+    writer(&registry, &["pause"], &[])?;
+    let said = writer(&registry, &["pack", NAME], &layers)?;
+    let bytes = said.split(' ').next().unwrap_or_default();
+    let kept = fs::create_dir_all(place)
+        .and_then(|()| fs::rename(&registry, place.join("registry")))
+        .and_then(|()| fs::write(place.join("bytes"), bytes));
+    kept.map_err(|error| format!("keeping the demo image in {}: {error}", place.display()))?;
+    let _scratch = fs::remove_dir_all(&work);
+    Ok(Outcome::Done)
+}
+
+/// Calls `examples/lab_image.rs`.
+fn writer(registry: &Path, arguments: &[&str], layers: &[PathBuf]) -> Result<String> {
+    let mut writer = command("target/debug/examples/lab_image");
+    writer.arg("--root").arg(registry).args(arguments);
+    for layer in layers {
+        writer.arg("--layer").arg(layer);
+    }
+    quiet(&mut writer)
+}
+
+fn bootstrap(into: &Path) -> Result<()> {
+    let archive = debian::archive()?;
+    let mut debootstrap = command("debootstrap");
+    debootstrap.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    debootstrap
+        .args(["--variant=minbase", "--include=python3,libstdc++6,libgomp1", SUITE])
+        .arg(into)
+        .arg(archive);
+    quiet(&mut debootstrap)?;
+    // Packages and lists that no image keeps.
+    for scratch in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+        let _it_is_only_larger_with_it = fs::remove_dir_all(into.join(scratch));
+    }
+    Ok(())
+}
+
+fn unpack_wheels(download: &Path, layer: &Path, wheels: &[&str]) -> Result<()> {
+    let place = layer.join("usr/lib/python3/dist-packages");
+    fs::create_dir_all(&place).map_err(|error| format!("making {}: {error}", place.display()))?;
+    let mut pip = command("pip3");
+    pip.args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.11", "--dest"]);
+    let platforms = ["manylinux2014", "manylinux_2_17", "manylinux_2_28"];
+    pip.arg(download).args(platforms.map(|p| format!("--platform={p}_{}", std::env::consts::ARCH)));
+    quiet(pip.args(wheels))?;
+    for wheel in fs::read_dir(download).map_err(|error| format!("reading wheels: {error}"))?.flatten() {
+        quiet(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel.path()).arg(&place))?;
+    }
+    Ok(())
+}
