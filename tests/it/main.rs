@@ -1,0 +1,5 @@
+//! Tests against real parts.
+
+mod tree;
+mod unpack_compare;
+mod unpack_containerd;
