@@ -50,10 +50,10 @@ pub struct Layer<'a> {
 /// A tree that was built and whose diffID holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Built {
-    /// Directories that the layer only implies, parents first, relative to the tree.
+    /// Directories that the layer only implies, sorted, relative to the tree.
     pub implied: Vec<PathBuf>,
     /// Directories whose own entry came after one below them. containerd has by then given them the extended attributes
-    /// of the layers below, and they keep those that their entry does not set.
+    /// of the layers below, and they keep those that their entry does not set. Sorted.
     pub stated_late: Vec<PathBuf>,
     /// Entries of the tar.
     pub entries: u64,

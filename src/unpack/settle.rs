@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags},
+    fs::{Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags},
     io::Errno,
 };
 
@@ -17,6 +17,10 @@ use super::{Built, error::SettleError};
 /// Bytes of one extended attribute, and of the list of their names: the kernel's own limits (XATTR_SIZE_MAX,
 /// XATTR_LIST_MAX).
 const XATTR_LEN_MAX: usize = 64 * 1024;
+
+/// A rename anywhere on the machine while the kernel resolves a `..` makes it say "again" (openat2(2)). Each try takes
+/// microseconds, so that as many in a row mean something else.
+const OPEN_TRIES: usize = 128;
 
 /// Fills in implied directories from `below`, the `fs` directories of the layers below, nearest first. To be called once,
 /// just before the tree becomes a snapshot.
@@ -30,9 +34,16 @@ pub fn settle(staging: &Path, built: &Built, below: &[PathBuf]) -> Result<(), Se
     let tree = open_root(staging)?;
     let below = below.iter().map(|path| Ok((open_root(path)?, path))).collect::<Result<Vec<_>, _>>()?;
     for path in &built.implied {
-        if let Some((lower, lower_path)) = nearest(&below, path)? {
-            let directory = open_in(&tree, path).map_err(at("open", staging.join(path)))?;
-            copy_attributes(&lower, &directory).map_err(at("copy the attributes of", lower_path))?;
+        let directory = open_in(&tree, path).map_err(at("open", staging.join(path)))?;
+        match nearest(&below, path)? {
+            Some((lower, lower_path)) => {
+                copy_attributes(&lower, &directory).map_err(at("copy the attributes of", lower_path))?;
+            }
+            None => {
+                let group = inherited_group(&below, built, path)?;
+                let changed = rustix::fs::fchown(&directory, None, group);
+                changed.map_err(at("set the group of", staging.join(path)))?;
+            }
         }
     }
     for path in &built.stated_late {
@@ -61,7 +72,16 @@ fn open_in(tree: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
 
 fn open(root: &OwnedFd, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::NO_MAGICLINKS)
+    let open =
+        || rustix::fs::openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::NO_MAGICLINKS);
+    let mut opened = open();
+    for _ in 1..OPEN_TRIES {
+        if !matches!(opened, Err(Errno::AGAIN)) {
+            break;
+        }
+        opened = open();
+    }
+    opened
 }
 
 /// The directory at `path` in the nearest layer that has anything there. A whiteout or a file, at the path or on the way
@@ -78,9 +98,27 @@ fn nearest(below: &[(OwnedFd, &PathBuf)], path: &Path) -> Result<Option<(OwnedFd
     Ok(None)
 }
 
+/// Where containerd makes a directory below another implied one, that has its set-group-ID bit from the layers below
+/// already, so that the kernel hands its group on.
+fn inherited_group(
+    below: &[(OwnedFd, &PathBuf)],
+    built: &Built,
+    path: &Path,
+) -> Result<Option<Gid>, SettleError> {
+    let parent = path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let implied =
+        [&built.implied, &built.stated_late].iter().any(|paths| paths.binary_search(&parent).is_ok());
+    let Some((lower, lower_path)) = (if implied { nearest(below, &parent)? } else { None }) else {
+        return Ok(None);
+    };
+    let stat = rustix::fs::fstat(&lower).map_err(at("look at", lower_path))?;
+    let hands_on = Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
+    Ok(hands_on.then(|| Gid::from_raw(stat.st_gid)))
+}
+
 fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(from)?;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::fchown(to, Some(uid), Some(gid))?;
     copy_xattrs(from, to)?;
     rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;

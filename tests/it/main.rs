@@ -5,3 +5,6 @@ mod containerd;
 mod lab;
 mod real_stock;
 mod snapshots;
+mod tree;
+mod unpack_compare;
+mod unpack_containerd;

@@ -213,3 +213,31 @@ fn read_link(directory: &Directory, name: &[u8]) -> Option<Vec<u8>> {
 fn target_path(directory: &Directory, target: &[u8]) -> Vec<u8> {
     if target.starts_with(b"/") { clean(target) } else { clean(&join(&directory.path, target)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_kept_to_the_end_are_bounded() {
+        let tree = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(tree.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let mut directories = Directories::new(root);
+        let name = vec![b'n'; PATH_LEN_MAX];
+        let kept = (0..).take_while(|_| directories.remember(&name).is_ok()).count();
+        assert!(kept * PATH_LEN_MAX <= REMEMBERED_LEN_MAX && kept > 60_000, "{kept}");
+    }
+
+    #[test]
+    fn handles_are_bounded_and_stay_right() {
+        let tree = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(tree.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let mut directories = Directories::new(root);
+        for at in (0..1000).chain(0..1000) {
+            let path = format!("{at}/below");
+            let directory = directories.open(path.as_bytes(), Missing::Make).unwrap();
+            assert_eq!(directory.path, path.as_bytes());
+        }
+        assert_eq!((directories.open.len(), directories.implied.len()), (HANDLES_MAX, 2000));
+    }
+}

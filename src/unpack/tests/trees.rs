@@ -259,3 +259,15 @@ fn implied_directories_take_after_the_nearest_layer_below() {
     assert_eq!(mode(staging.join("hidden/c")), 0o040_755, "what a file hides counts no more");
     assert_eq!(built.stated_late, [Path::new("a")]);
 }
+
+#[test]
+fn a_full_disk_is_told_from_everything_else() {
+    let mount = tempfile::tempdir().unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", mount.path(), "tmpfs", flags, c"size=64k").unwrap();
+    let tar = Tar::new().file("a", &"1".repeat(200_000)).end();
+    let error = unpack_bytes(&tar, mount.path(), true).unwrap_err();
+    rustix::mount::unmount(mount.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(error.is_no_space(), "{error:?}");
+    assert_eq!(error.reason(), "no_space");
+}
