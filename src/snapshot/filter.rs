@@ -11,8 +11,10 @@
 //! ```
 
 use super::{Info, info::Kind};
+use pattern::Pattern;
 use text::Text;
 
+mod pattern;
 mod text;
 
 /// Which snapshots a listing is to show.
@@ -42,6 +44,7 @@ enum Condition {
     Present,
     Equal(String),
     NotEqual(String),
+    Matches(Pattern),
 }
 
 /// A filter longer than this was not typed by anybody; containerd's own are under 300 bytes.
@@ -66,8 +69,9 @@ impl Selector {
         match &self.condition {
             Condition::Present => value.is_some(),
             Condition::Equal(wanted) => value == Some(wanted),
-            // containerd reads a field that is not there as an empty one here.
+            // containerd reads a field that is not there as an empty one in these two.
             Condition::NotEqual(unwanted) => value.unwrap_or_default() != unwanted,
+            Condition::Matches(pattern) => pattern.matches(value.unwrap_or_default()),
         }
     }
 }
@@ -119,7 +123,97 @@ fn selector(text: &mut Text<'_>) -> Result<Selector, text::Refused> {
     let condition = match text.operator()? {
         "==" => Condition::Equal(text.value()?),
         "!=" => Condition::NotEqual(text.value()?),
-        _ => return Err(text.refuse("expected one of == and != (regular expressions are not understood)")),
+        "~=" => {
+            let refused = text.refuse("");
+            let pattern = text.pattern()?;
+            Condition::Matches(Pattern::new(&pattern).map_err(|what| (refused.0, what))?)
+        }
+        _ => return Err(text.refuse("expected one of ==, != and ~=")),
     };
     Ok(Selector { path, condition })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn matches(filter: &str) -> bool {
+        let labels = [("colour", "blue"), ("containerd.io/gc.root", "2026"), ("a.b", "c")];
+        let info = Info {
+            name: "k8s.io/17/layer".into(),
+            parent: String::new(),
+            kind: Kind::Committed,
+            created: UNIX_EPOCH,
+            updated: UNIX_EPOCH,
+            labels: labels.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
+        };
+        Filter::parse(&[filter.to_owned()]).unwrap().matches(&info)
+    }
+
+    #[test]
+    fn selectors_mean_what_containerd_means() {
+        let yes = [
+            "",
+            "name",
+            "parent",
+            "name==k8s.io/17/layer",
+            "kind==committed,labels.colour",
+            "parent==\"\"",
+            "name!=other",
+            "labels.absent!=x",
+            "labels.a.b==c",
+            "labels.\"containerd.io/gc.root\"==2026",
+            "labels.colour==\"bl\\x75e\"",
+            "labels.colour == blue, kind",
+            "name~=^k8s",
+            r"name~=/k8s.io\/\\d+\//",
+            r"name~=^k8s\.io/\d+/l.*r$",
+            "name~=|^.*/layer$|",
+            "labels.absent~=^$",
+        ];
+        for filter in yes {
+            assert!(matches(filter), "{filter}");
+        }
+        let no = ["labels", "labels.absent", "odd", "name==layer", "kind==active", "labels.absent==x"];
+        for filter in no {
+            assert!(!matches(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn any_filter_of_a_list_will_do_and_none_lets_all_through() {
+        let filters = ["kind==active".to_owned(), "kind==view".to_owned()];
+        assert_eq!(Filter::parse(&filters).unwrap().any.len(), 2);
+        assert!(Filter::parse(&[]).unwrap().any.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_says_where_and_why() {
+        let refused = |filter: &str| Filter::parse(&[filter.to_owned()]).unwrap_err().to_string();
+        assert_eq!(
+            refused("name==a,kind=b"),
+            "filter `name==a,kind=b`, at byte 13: expected one of ==, != and ~="
+        );
+        assert_eq!(
+            refused("name~=a)"),
+            "filter `name~=a)`, at byte 6: the pattern closes a group that it did not open"
+        );
+        let bad = [
+            "name=",
+            "name==",
+            "==x",
+            "name==a b",
+            "name.",
+            "name,",
+            "labels.\"open",
+            "name==/x/",
+            "name==\"\\q\"",
+        ];
+        for filter in bad {
+            assert!(Filter::parse(&[filter.to_owned()]).is_err(), "{filter}");
+        }
+        assert!(refused(&"x".repeat(20_000)).len() < 400, "a huge filter is not repeated whole");
+    }
 }

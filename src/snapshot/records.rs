@@ -128,3 +128,44 @@ fn writing<T>(
     transaction.commit().map_err(SnapshotError::records(action))?;
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Cursor, Filter, Kind, Labels, Usage};
+
+    #[test]
+    fn readers_do_not_wait_for_a_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("metadata.db")).unwrap();
+        let (kind, labels, usage) = (Kind::Active, &Labels::new(), Usage::default());
+        records.insert(&NewRecord { id: 1, name: "here", parent: "", kind, labels, usage }).unwrap();
+
+        let mut writer = records.writer.lock();
+        let transaction = writer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+        transaction.execute("UPDATE snapshots SET name = 'gone'", []).unwrap();
+        // With the write under way and its lock held, all of these see what was there before.
+        assert_eq!(records.stat("here").unwrap().name, "here");
+        assert_eq!(records.standing("here").unwrap().chain, [1]);
+        assert_eq!(records.page(&Filter::default(), Cursor::default()).unwrap().infos.len(), 1);
+        drop(transaction);
+    }
+
+    #[test]
+    fn a_transaction_that_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("metadata.db")).unwrap();
+        let (kind, labels, usage) = (Kind::Committed, &Labels::new(), Usage::default());
+        records.insert(&NewRecord { id: 1, name: "here", parent: "", kind, labels, usage }).unwrap();
+        let again = NewRecord { id: 2, name: "here", parent: "", kind, labels, usage };
+        assert!(matches!(records.insert(&again), Err(SnapshotError::Exists { .. })));
+        let torn = records.relabel("here", |mut labels| {
+            labels.insert("half".into(), "done".into());
+            Err(SnapshotError::Immutable { name: "here".into(), path: "kind".into() })
+        });
+        assert!(torn.is_err());
+        assert!(records.stat("here").unwrap().labels.is_empty());
+        assert_eq!(records.ids().unwrap().len(), 1);
+        assert_eq!(records.highest_id().unwrap(), 1);
+    }
+}

@@ -62,7 +62,7 @@ impl<'a> Text<'a> {
     pub(super) fn field(&mut self) -> Result<String, Refused> {
         self.skip_space();
         if self.sees('"') {
-            return self.quoted();
+            return self.quoted('"');
         }
         match self.take_while(|c| c == '_' || c.is_ascii_alphanumeric()) {
             "" => Err(self.refuse("expected the name of a field")),
@@ -73,7 +73,7 @@ impl<'a> Text<'a> {
     pub(super) fn operator(&mut self) -> Result<&'a str, Refused> {
         self.skip_space();
         match self.take_while(|c| matches!(c, '=' | '!' | '~')) {
-            "" => Err(self.refuse("expected an operator (==, !=)")),
+            "" => Err(self.refuse("expected an operator (==, !=, ~=)")),
             operator => Ok(operator),
         }
     }
@@ -81,7 +81,7 @@ impl<'a> Text<'a> {
     pub(super) fn value(&mut self) -> Result<String, Refused> {
         self.skip_space();
         match self.peek() {
-            Some('"') => self.quoted(),
+            Some('"') => self.quoted('"'),
             // containerd reads these as the beginning of a quotation, an operator or a separator.
             Some('/' | '|' | '=' | '!' | '~' | ',' | '.') | None => {
                 Err(self.refuse("expected a value; one that begins with a special character needs quotes"))
@@ -90,25 +90,38 @@ impl<'a> Text<'a> {
         }
     }
 
+    /// A value that is a regular expression: it may stand between slashes or bars as well.
+    pub(super) fn pattern(&mut self) -> Result<String, Refused> {
+        self.skip_space();
+        match self.peek() {
+            Some(quote @ ('/' | '|')) => self.quoted(quote),
+            _ => self.value(),
+        }
+    }
+
     /// A Go string: escapes may stand for single bytes, which together must be UTF-8 as all our fields are.
-    fn quoted(&mut self) -> Result<String, Refused> {
+    fn quoted(&mut self, quote: char) -> Result<String, Refused> {
         let open = self.at;
         self.next();
         let mut bytes = Vec::new();
         loop {
             match self.next() {
                 None | Some('\n') => return Err((open, "the quotation does not end")),
-                Some('"') => break,
-                Some('\\') => self.escape(&mut bytes)?,
+                Some(next) if next == quote => break,
+                Some('\\') => self.escape(quote, &mut bytes)?,
                 Some(c) => bytes.extend(c.encode_utf8(&mut [0; 4]).bytes()),
             }
         }
         String::from_utf8(bytes).map_err(|_| (open, "the quotation is not UTF-8"))
     }
 
-    fn escape(&mut self, into: &mut Vec<u8>) -> Result<(), Refused> {
+    fn escape(&mut self, quote: char, into: &mut Vec<u8>) -> Result<(), Refused> {
         let at = self.at;
         let illegal = (at, "not an escape that Go strings have");
+        if self.take(quote) {
+            into.extend(quote.encode_utf8(&mut [0; 4]).bytes());
+            return Ok(());
+        }
         let byte = match self.next().ok_or(illegal)? {
             'a' => 7,
             'b' => 8,
@@ -118,7 +131,6 @@ impl<'a> Text<'a> {
             't' => b'\t',
             'v' => 11,
             '\\' => b'\\',
-            '"' => b'"',
             'x' => u8::try_from(self.digits(2, 16).ok_or(illegal)?).map_err(|_| illegal)?,
             wide @ ('u' | 'U') => {
                 let digits = if wide == 'u' { 4 } else { 8 };

@@ -1,18 +1,29 @@
 //! A real containerd with the snapshotter under test as its proxy plugin `flotilla`.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
+use flotilla::{
+    oci::{Algorithm, Digest},
+    snapshot::LABEL_SNAPSHOT_REF,
+    wire::containerd::services::snapshots::v1::Kind,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
 };
 use tokio_util::task::TaskTracker;
+use tonic::Code;
 
-use super::plugin::Plugin;
+use super::{
+    mounting::Mounted,
+    plugin::{Plugin, rooted},
+    tree::look,
+};
 
 /// Far above what containerd ever takes to start: only a broken one runs into it.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -93,10 +104,7 @@ async fn ctr_works_with_snapshots_of_ours() {
 
     containerd.ctr(&["prepare", "one-active"]).await.unwrap();
     containerd.ctr(&["commit", "one", "one-active"]).await.unwrap();
-    let mounts = containerd.ctr(&["prepare", "--mounts", "two-active", "one"]).await;
-    if mounts.is_err() {
-        containerd.ctr(&["prepare", "two-active", "one"]).await.unwrap();
-    }
+    containerd.ctr(&["prepare", "two-active", "one"]).await.unwrap();
     let mount = containerd.ctr(&["mounts", "/target", "two-active"]).await.unwrap();
     assert!(mount.contains("mount -t overlay overlay /target"), "{mount}");
     containerd.ctr(&["commit", "two", "two-active"]).await.unwrap();
@@ -117,4 +125,38 @@ async fn ctr_works_with_snapshots_of_ours() {
     containerd.ctr(&["remove", "one"]).await.unwrap();
     assert_eq!(containerd.ctr(&["list"]).await.unwrap().lines().count(), 1, "only the headline is left");
     containerd.stop().await;
+}
+
+/// The whole point: containerd asks for a layer, hears that it is there and finds it under our name for it.
+#[tokio::test]
+async fn containerd_takes_over_layers_that_were_built_here() {
+    let Some(mut plugin) = Plugin::through_containerd().await else { return };
+    let mut parent_here = String::new();
+    let mut parent_there = String::new();
+    for content in ["bottom", "middle", "top"] {
+        let chain_id = Digest::of(Algorithm::Sha256, content.as_bytes());
+        let target = chain_id.to_string();
+        let staging = plugin.snapshots.stage().unwrap();
+        std::fs::write(staging.path().join(content), content).unwrap();
+        let labels = HashMap::new();
+        let made = plugin.snapshots.commit_tree(staging, &chain_id, &parent_here, labels).unwrap();
+        plugin.recorder.present.lock().push(target.clone());
+
+        let key = format!("extract-1-x {target}");
+        let wanted = rooted(&[(LABEL_SNAPSHOT_REF, &target)]);
+        let answer = plugin.prepare_with(&key, &parent_there, wanted).await.unwrap_err();
+        assert_eq!(answer.code(), Code::AlreadyExists, "{answer}");
+        let asked = plugin.recorder.asked.lock().pop().unwrap();
+        assert_eq!((asked.namespace.as_str(), asked.parent.as_str()), ("testsuite", parent_here.as_str()));
+        assert_eq!(asked.target.as_deref(), Some(target.as_str()));
+        let info = plugin.stat(&target).await.unwrap();
+        assert_eq!((info.kind(), info.parent.as_str()), (Kind::Committed, parent_there.as_str()));
+        (parent_here, parent_there) = (made.name, target);
+    }
+    let mounts = plugin.prepare("box", &parent_there).await.unwrap();
+    let mounted = Mounted::new(&mounts, &plugin.place());
+    let names: Vec<_> = look(mounted.path()).into_keys().collect();
+    assert_eq!(names, ["bottom", "middle", "top"]);
+    drop(mounted);
+    plugin.containerd.take().unwrap().stop().await;
 }
