@@ -214,8 +214,9 @@ async fn three_who_know_only_one_of_them_meet_and_rank_alike() {
     let ca = Ca::new("ca");
     let a = Start::new(&ca, "a").up().await;
     let b = Start::new(&ca, "b").knowing(a.address).up().await;
-    // c finds b because b greets whoever greets it, and only over a.
-    let c = Start::new(&ca, "c").knowing(a.address).knowing(b.address).up().await;
+    b.sees("a b").await;
+    // a introduces b, and b greets back whoever greets it.
+    let c = Start::new(&ca, "c").knowing(a.address).up().await;
     for node in [&a, &b, &c] {
         node.sees("a b c").await;
     }
@@ -312,7 +313,7 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     let a = Start::new(&ca, "a").up().await;
     let stranger = Member { name: "s".into(), address: "s:1".into(), ..a.mesh.me() };
     let ask = |version, from: Member, certified| {
-        let request = wire::HelloRequest { version, from: Some(from.to_wire()) };
+        let request = wire::HelloRequest { version, from: Some(from.to_wire()), introduce: true };
         a.mesh.answer(request, certified).map(|answer| answer.member.unwrap().name)
     };
     assert_eq!(ask(9, stranger.clone(), "s"), Err(HelloError::Version { theirs: 9 }));
@@ -396,7 +397,7 @@ async fn a_control_channel_outlives_its_connection() {
     let hello = async |channel: &Channel| {
         let mut client = wire::members_client::MembersClient::new(channel.clone());
         let from = Some(b.mesh.me().to_wire());
-        client.hello(wire::HelloRequest { version: wire::VERSION, from }).await
+        client.hello(wire::HelloRequest { version: wire::VERSION, from, introduce: false }).await
     };
     assert!(hello(&channel).await.is_ok());
     let address = a.die().await;
