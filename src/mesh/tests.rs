@@ -281,6 +281,25 @@ async fn one_of_another_ca_is_refused_with_a_line_on_both_sides() {
 }
 
 #[tokio::test]
+async fn the_verdict_on_our_certificate_that_comes_after_the_handshake_is_told_in_words() {
+    // The rotation that goes wrong most: b has the new certificate before a trusts the new CA.
+    let (old, new, dir) = (Ca::new("old"), Ca::new("new"), tempfile::tempdir().unwrap());
+    let files = new.node("b").write(dir.path());
+    std::fs::write(&files.ca, format!("{}{}", old.pem, new.pem)).unwrap();
+    let identity = identity::load(&files, std::time::SystemTime::now()).unwrap();
+    let a = Start::new(&old, "a").up().await;
+    let b = Start { identity, ..Start::new(&new, "b") }.knowing(a.address).up().await;
+    let (dialing, answering) = (b.trouble().await, a.turned_away().await);
+    assert!(dialing.contains("does not know the CA of our certificate"), "{dialing}");
+    assert!(answering.contains("certificate is of an unknown CA"), "{answering}");
+    let error = body(&b.mesh, &a.mesh.me(), "/v1/x").await.unwrap_err();
+    assert!(
+        matches!(&error, GetError::Refused { why, .. } if why.contains("does not know the CA")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_seed_dialed_by_a_name_that_its_certificate_lacks_is_refused() {
     let (ca, dir) = (Ca::new("ca"), tempfile::tempdir().unwrap());
     let files = ca.node("a").names(&["a"]).write(dir.path());
