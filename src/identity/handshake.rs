@@ -8,7 +8,11 @@ use std::{
 };
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{
@@ -19,6 +23,10 @@ use super::{
 /// A caller gets this long to prove itself: two round trips across an ocean and a slow core fit in many
 /// times over, and one who says nothing holds a socket no longer.
 const ACCEPT_MAX: Duration = Duration::from_secs(5);
+
+/// A refused caller may still have sent a request of ordinary size, and hangs up within a round trip.
+const DRAIN_LEN_MAX: u64 = 64 * 1024;
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// A proven caller.
 pub struct Accepted {
@@ -67,10 +75,15 @@ pub async fn accept(identity: &Identity, tcp: TcpStream) -> Result<Accepted, Acc
     let from = tcp.peer_addr().map_err(AcceptError::Gone)?;
     // Control messages are small and answered; a piece is written in one go.
     tcp.set_nodelay(true).map_err(AcceptError::Gone)?;
-    let accepting = TlsAcceptor::from(identity.server_config()).accept(tcp);
-    let stream = timeout(ACCEPT_MAX, accepting).await.map_err(|_| AcceptError::Timeout { from })?;
-    let stream = stream
-        .map_err(|source| AcceptError::Tls { from, failure: TlsFailure { side: Side::Server, source } })?;
+    let accepting = TlsAcceptor::from(identity.server_config()).accept(tcp).into_fallible();
+    let stream = match timeout(ACCEPT_MAX, accepting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err((source, tcp))) => {
+            let_it_read_why(tcp).await;
+            return Err(AcceptError::Tls { from, failure: TlsFailure { side: Side::Server, source } });
+        }
+        Err(_) => return Err(AcceptError::Timeout { from }),
+    };
     let (_, session) = stream.get_ref();
     let h2 = session.alpn_protocol() == Some(b"h2");
     let peer_name = match prove(session.peer_certificates().unwrap_or_default()) {
@@ -100,6 +113,17 @@ pub async fn connect(
         Err(Doubt::Expired) => return Err(ConnectError::Expired),
     };
     Ok(Connected { stream: TlsStream::new(stream.into(), Side::Client), peer_name })
+}
+
+/// Closing a socket with bytes unread resets the connection, and the alert that says why is lost on its
+/// way. A client of TLS 1.3 has sent its first request by then, so it is read before the socket closes.
+async fn let_it_read_why(mut tcp: TcpStream) {
+    let draining = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(DRAIN_LEN_MAX), &mut tokio::io::sink()).await
+    };
+    // Whether it listened is its own affair.
+    let _ = timeout(DRAIN_MAX, draining).await;
 }
 
 enum Doubt {

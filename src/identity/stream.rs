@@ -61,6 +61,12 @@ impl TlsStream {
         self.inner.get_ref().0
     }
 
+    /// Whether the handshake was cut short by a session of an earlier one.
+    #[must_use]
+    pub fn resumed(&self) -> bool {
+        self.inner.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
     /// An error of TLS becomes `PermissionDenied` with its explanation; an error of TCP stays as it is.
     fn told<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         result.map_err(|error| {

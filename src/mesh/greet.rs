@@ -22,16 +22,19 @@ use crate::wire::mesh::{self as wire, HelloRequest, members_client::MembersClien
 const GREET_MAX: Duration = Duration::from_secs(1);
 /// A first greeting also connects and proves both sides.
 const FIRST_GREET_MAX: Duration = Duration::from_secs(5);
-/// Greetings under way at once: enough to be through 10,000 members in a second at 5 ms each.
-const GREETINGS_MAX: usize = 64;
+/// Greetings under way at once: enough to be through 10,000 members in a second at 25 ms each, and few
+/// enough sockets when a whole rack has gone silent.
+const GREETINGS_MAX: usize = 256;
 /// DNS names are asked again this often: within the 30 s for which cluster DNS caches an answer.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 /// While a name does not resolve, or has not yet: when a whole cluster starts, DNS does too.
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 /// A resolver gives up after 5 s by itself (resolv.conf(5), `timeout`); twice that for two servers.
 const RESOLVE_MAX: Duration = Duration::from_secs(10);
-/// Two members and a few texts fit many times over; tonic's own limit is 4 MiB.
-const HELLO_LEN_MAX: usize = 16 * 1024;
+/// The longest Hello that anybody sends us: one member with every field at its limit fits many times over.
+pub const HELLO_LEN_MAX: usize = 16 * 1024;
+/// 10,000 members with every field at its limit.
+const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
 
 /// Why a greeting came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -88,23 +91,17 @@ async fn due(next: Option<Instant>) {
 
 async fn greet(shared: &Shared, connections: &Connections, target: Target) -> Event {
     let (limit, greeted) = match &target {
-        Target::Member { member, alive } => {
+        Target::Member { member, alive, introduce } => {
             let limit = if *alive { GREET_MAX } else { FIRST_GREET_MAX };
-            (limit, timeout(limit, greet_member(shared, connections, member)).await)
+            (limit, timeout(limit, greet_member(shared, connections, member, *introduce)).await)
         }
         Target::Contact(contact) => {
             (FIRST_GREET_MAX, timeout(FIRST_GREET_MAX, greet_contact(shared, connections, contact)).await)
         }
     };
     match greeted.unwrap_or(Err(GreetError::Timeout(limit))) {
-        Ok(member) => Event::Answered { target, member },
-        Err(error) => {
-            if let Target::Member { member, .. } = &target {
-                // Whatever is kept to it is in doubt: the next greeting dials.
-                connections.forget_channel(&member.name);
-            }
-            Event::Failed { target, reason: error.to_string(), is_final: error.is_final() }
-        }
+        Ok((member, heard)) => Event::Answered { target, member, heard },
+        Err(error) => Event::Failed { target, reason: error.to_string(), is_final: error.is_final() },
     }
 }
 
@@ -112,12 +109,16 @@ async fn greet_member(
     shared: &Shared,
     connections: &Connections,
     member: &Member,
-) -> Result<Member, GreetError> {
-    let mut answer = match hello(shared, connections.dialer(), connections.control(member).await?).await {
-        // The daemon may have gone or been restarted since the last greeting: dialing tells which.
+    introduce: bool,
+) -> Result<(Member, Vec<Member>), GreetError> {
+    let channel = connections.control(member).await?;
+    let (mut answer, heard) = match hello(shared, connections, channel, introduce).await {
+        // The daemon may have gone or been restarted since the last greeting: dialing tells which. After
+        // a mere silence the channel is kept, so that a busy member need not prove itself again.
         Err(GreetError::Call(_)) => {
             connections.forget_channel(&member.name);
-            hello(shared, connections.dialer(), connections.control(member).await?).await?
+            let channel = connections.control(member).await?;
+            hello(shared, connections, channel, introduce).await?
         }
         answer => answer?,
     };
@@ -130,19 +131,19 @@ async fn greet_member(
     if let Ok((host, _)) = seed::split(&member.address) {
         answer.reached_at(&host);
     }
-    checked_address(answer)
+    Ok((checked_address(answer)?, heard))
 }
 
 async fn greet_contact(
     shared: &Shared,
     connections: &Connections,
     contact: &Contact,
-) -> Result<Member, GreetError> {
+) -> Result<(Member, Vec<Member>), GreetError> {
     let connected = dial_contact(connections, contact).await?;
     let remote = connected.stream.tcp().peer_addr();
     let certified = connected.peer_name.clone();
     let channel = connect::one_channel(&contact.address, connected).await?;
-    let mut answer = hello(shared, connections.dialer(), channel).await?;
+    let (mut answer, heard) = hello(shared, connections, channel, true).await?;
     if answer.name != certified {
         return Err(GreetError::Answer(format!(
             "it calls itself `{}` but its certificate names `{certified}` first",
@@ -152,7 +153,7 @@ async fn greet_contact(
     if let Ok(remote) = remote {
         answer.reached_at(&remote.ip().to_string());
     }
-    checked_address(answer)
+    Ok((checked_address(answer)?, heard))
 }
 
 fn checked_address(member: Member) -> Result<Member, GreetError> {
@@ -179,7 +180,7 @@ async fn dial_contact(
 
 /// Who we say that we are. Listening everywhere, we do not know under which address others reach us: the
 /// one from which we reach them is the best that a node can know by itself.
-fn introduce(shared: &Shared, dialer: &Dialer) -> Member {
+fn myself(shared: &Shared, dialer: &Dialer) -> Member {
     let mut view = shared.view.lock();
     if let (true, Some(local)) = (super::advertised(&shared.settings).is_none(), dialer.local()) {
         view.advertise(seed::join(&local.to_string(), shared.settings.listen.port()));
@@ -187,11 +188,17 @@ fn introduce(shared: &Shared, dialer: &Dialer) -> Member {
     view.me().clone()
 }
 
-async fn hello(shared: &Shared, dialer: &Dialer, channel: Channel) -> Result<Member, GreetError> {
-    let me = introduce(shared, dialer);
-    let request = HelloRequest { version: wire::VERSION, from: Some(me.to_wire()) };
+/// Says who we are; the answer is who that is, and whom it introduces if it was asked to.
+async fn hello(
+    shared: &Shared,
+    connections: &Connections,
+    channel: Channel,
+    introduce: bool,
+) -> Result<(Member, Vec<Member>), GreetError> {
+    let me = myself(shared, connections.dialer());
+    let request = HelloRequest { version: wire::VERSION, from: Some(me.to_wire()), introduce };
     let mut client = MembersClient::new(channel)
-        .max_decoding_message_size(HELLO_LEN_MAX)
+        .max_decoding_message_size(ANSWER_LEN_MAX)
         .max_encoding_message_size(HELLO_LEN_MAX);
     let response = client.hello(request).await.map_err(|status| of_status(&status))?.into_inner();
     if response.version != wire::VERSION {
@@ -201,7 +208,12 @@ async fn hello(shared: &Shared, dialer: &Dialer, channel: Channel) -> Result<Mem
             wire::VERSION
         )));
     }
-    Member::from_wire(response.member).map_err(|error| GreetError::Answer(error.to_string()))
+    let told = |error: super::MemberError| GreetError::Answer(error.to_string());
+    if response.members.len() > MEMBERS_MAX {
+        return Err(GreetError::Answer(format!("it introduces more than {MEMBERS_MAX} members")));
+    }
+    let heard = response.members.into_iter().map(|member| Member::from_wire(Some(member)));
+    Ok((Member::from_wire(response.member).map_err(told)?, heard.collect::<Result<_, _>>().map_err(told)?))
 }
 
 fn of_status(status: &tonic::Status) -> GreetError {

@@ -27,6 +27,7 @@ use tonic::transport::Channel;
 
 pub use connect::GetError;
 pub use dial::ConnectError;
+pub use greet::HELLO_LEN_MAX;
 pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
 pub use rank::hrw_rank;
 pub use rate::Rate;
@@ -214,13 +215,19 @@ impl Mesh {
         request: wire::HelloRequest,
         peer_cert_name: &str,
     ) -> Result<wire::HelloResponse, HelloError> {
+        let introduce = request.introduce;
         let from = match request.version {
             wire::VERSION => Member::from_wire(request.from).map_err(HelloError::Member),
             theirs => Err(HelloError::Version { theirs }),
         };
         let me = from.and_then(|from| self.greeted(from, peer_cert_name));
         let me = self.told(me, peer_cert_name)?;
-        Ok(wire::HelloResponse { version: wire::VERSION, member: Some(me.to_wire()) })
+        let members = if introduce {
+            self.shared.view.lock().others_than(peer_cert_name).map(Member::to_wire).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(wire::HelloResponse { version: wire::VERSION, member: Some(me.to_wire()), members })
     }
 
     /// The answering side of Members.Hello, for a message that has been checked: who this node is.

@@ -214,8 +214,9 @@ async fn three_who_know_only_one_of_them_meet_and_rank_alike() {
     let ca = Ca::new("ca");
     let a = Start::new(&ca, "a").up().await;
     let b = Start::new(&ca, "b").knowing(a.address).up().await;
-    // c finds b because b greets whoever greets it, and only over a.
-    let c = Start::new(&ca, "c").knowing(a.address).knowing(b.address).up().await;
+    b.sees("a b").await;
+    // a introduces b, and b greets back whoever greets it.
+    let c = Start::new(&ca, "c").knowing(a.address).up().await;
     for node in [&a, &b, &c] {
         node.sees("a b c").await;
     }
@@ -280,6 +281,25 @@ async fn one_of_another_ca_is_refused_with_a_line_on_both_sides() {
 }
 
 #[tokio::test]
+async fn the_verdict_on_our_certificate_that_comes_after_the_handshake_is_told_in_words() {
+    // The rotation that goes wrong most: b has the new certificate before a trusts the new CA.
+    let (old, new, dir) = (Ca::new("old"), Ca::new("new"), tempfile::tempdir().unwrap());
+    let files = new.node("b").write(dir.path());
+    std::fs::write(&files.ca, format!("{}{}", old.pem, new.pem)).unwrap();
+    let identity = identity::load(&files, std::time::SystemTime::now()).unwrap();
+    let a = Start::new(&old, "a").up().await;
+    let b = Start { identity, ..Start::new(&new, "b") }.knowing(a.address).up().await;
+    let (dialing, answering) = (b.trouble().await, a.turned_away().await);
+    assert!(dialing.contains("does not know the CA of our certificate"), "{dialing}");
+    assert!(answering.contains("certificate is of an unknown CA"), "{answering}");
+    let error = body(&b.mesh, &a.mesh.me(), "/v1/x").await.unwrap_err();
+    assert!(
+        matches!(&error, GetError::Refused { why, .. } if why.contains("does not know the CA")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_seed_dialed_by_a_name_that_its_certificate_lacks_is_refused() {
     let (ca, dir) = (Ca::new("ca"), tempfile::tempdir().unwrap());
     let files = ca.node("a").names(&["a"]).write(dir.path());
@@ -312,7 +332,7 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     let a = Start::new(&ca, "a").up().await;
     let stranger = Member { name: "s".into(), address: "s:1".into(), ..a.mesh.me() };
     let ask = |version, from: Member, certified| {
-        let request = wire::HelloRequest { version, from: Some(from.to_wire()) };
+        let request = wire::HelloRequest { version, from: Some(from.to_wire()), introduce: true };
         a.mesh.answer(request, certified).map(|answer| answer.member.unwrap().name)
     };
     assert_eq!(ask(9, stranger.clone(), "s"), Err(HelloError::Version { theirs: 9 }));
@@ -396,7 +416,7 @@ async fn a_control_channel_outlives_its_connection() {
     let hello = async |channel: &Channel| {
         let mut client = wire::members_client::MembersClient::new(channel.clone());
         let from = Some(b.mesh.me().to_wire());
-        client.hello(wire::HelloRequest { version: wire::VERSION, from }).await
+        client.hello(wire::HelloRequest { version: wire::VERSION, from, introduce: false }).await
     };
     assert!(hello(&channel).await.is_ok());
     let address = a.die().await;

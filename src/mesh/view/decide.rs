@@ -79,6 +79,20 @@ impl View {
         }
     }
 
+    /// A member told us of others. Everybody who joins hears of all who are there and greets them, so that
+    /// all know all although each was given only one address.
+    pub(super) fn heard_of(&mut self, members: Vec<Member>, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for member in members {
+            if self.members.contains_key(&member.name) {
+                self.hurry_unless_alive(&member.name, now);
+            } else if member.name != self.me.name {
+                changes.extend(self.join(member, now));
+            }
+        }
+        changes
+    }
+
     pub(super) fn member_answered(&mut self, asked: &Member, member: Member, now: Instant) -> Vec<Change> {
         let Some(entry) = self.members.get_mut(&asked.name).filter(|entry| entry.member == *asked) else {
             return Vec::new();

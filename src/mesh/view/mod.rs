@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  contact (a seed's address) ── answers ──▶ Joining ── answers at its own address ──▶ Alive
-//!  somebody's Hello ───────────────────────▶    │                                       │  refused, or
+//!  somebody's Hello, or introduced by one ─▶    │                                       │  refused, or
 //!                                               └── does not ──▶ Unreachable ◀──────────┘  3 misses
 //!                                                                    │ └── answers ──▶ Alive
 //!                                                                    └── an hour ──▶ forgotten
@@ -35,6 +35,9 @@ const RETRY_EVERY_MAX: Duration = Duration::from_secs(30);
 /// A member that has not answered for this long is forgotten: longer than any reboot, shorter than names
 /// pile up where nodes come and go by autoscaling.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// After this many rounds of greetings, about as many seconds, the next member in turn is asked whom it
+/// knows: what two who joined at the same moment have missed of each other is mended within it.
+const INTRODUCE_ROUNDS: usize = 30;
 /// Every member is greeted by every other each second: 10,000 are 10,000 small requests a second on each
 /// node, which is where this form of membership ends.
 pub(in crate::mesh) const MEMBERS_MAX: usize = 10_000;
@@ -52,14 +55,14 @@ pub(in crate::mesh) struct Contact {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::mesh) enum Target {
     Contact(Contact),
-    Member { member: Member, alive: bool },
+    Member { member: Member, alive: bool, introduce: bool },
 }
 
 /// What happened outside.
 #[derive(Debug)]
 pub(in crate::mesh) enum Event {
-    /// The target answered, proven to be `member`.
-    Answered { target: Target, member: Member },
+    /// The target answered, proven to be `member`; `heard` is whom it introduced.
+    Answered { target: Target, member: Member, heard: Vec<Member> },
     /// It did not. `final_` if asking again at once is pointless: nothing listens there, or it refused us.
     Failed { target: Target, reason: String, is_final: bool },
     /// Somebody saw a connection to this member die.
@@ -156,6 +159,8 @@ pub(in crate::mesh) struct View {
     queue: BTreeSet<(Instant, Key)>,
     conflicts: BTreeSet<(String, String)>,
     full_told: bool,
+    /// Greetings of live members since one was asked to introduce.
+    greetings: usize,
 }
 
 impl View {
@@ -167,6 +172,7 @@ impl View {
             queue: BTreeSet::new(),
             conflicts: BTreeSet::new(),
             full_told: false,
+            greetings: 0,
         }
     }
 
@@ -185,6 +191,13 @@ impl View {
         let mut live: Vec<&Member> = alive.map(|entry| &entry.member).chain([&self.me]).collect();
         live.sort_by(|a, b| a.name.cmp(&b.name));
         live
+    }
+
+    /// Whom to introduce to `caller`: also who has not answered us yet, since of two who join at once each
+    /// would else miss the other.
+    pub(in crate::mesh) fn others_than(&self, caller: &str) -> impl Iterator<Item = &Member> {
+        let known = self.members.values().filter(|entry| !matches!(entry.health, Health::Unreachable { .. }));
+        known.map(|entry| &entry.member).filter(move |member| member.name != caller)
     }
 
     /// Everybody, and contacts that have not answered yet under their address.
@@ -250,17 +263,32 @@ impl View {
             changes.extend(self.members.remove(name).map(|entry| Change::Forgotten(entry.member)));
             return;
         }
-        let alive = matches!(entry.health, Health::Alive { .. });
-        targets.push(Target::Member { member: entry.member.clone(), alive });
+        let (member, alive) = (entry.member.clone(), matches!(entry.health, Health::Alive { .. }));
+        let introduce = alive && self.is_turn_to_introduce();
+        targets.push(Target::Member { member, alive, introduce });
+    }
+
+    /// One greeting more than some whole rounds: so it is another member's turn each time.
+    fn is_turn_to_introduce(&mut self) -> bool {
+        self.greetings += 1;
+        let turn = self.greetings > self.members.len() * INTRODUCE_ROUNDS;
+        if turn {
+            self.greetings = 0;
+        }
+        turn
     }
 
     pub(in crate::mesh) fn apply(&mut self, event: Event, now: Instant) -> Vec<Change> {
         match event {
-            Event::Answered { target: Target::Contact(contact), member } => {
-                self.contact_answered(&contact, member, now)
+            Event::Answered { target: Target::Contact(contact), member, heard } => {
+                let mut changes = self.contact_answered(&contact, member, now);
+                changes.extend(self.heard_of(heard, now));
+                changes
             }
-            Event::Answered { target: Target::Member { member: asked, .. }, member } => {
-                self.member_answered(&asked, member, now)
+            Event::Answered { target: Target::Member { member: asked, .. }, member, heard } => {
+                let mut changes = self.member_answered(&asked, member, now);
+                changes.extend(self.heard_of(heard, now));
+                changes
             }
             Event::Failed { target: Target::Contact(contact), reason, .. } => {
                 self.contact_failed(&contact, reason, now)

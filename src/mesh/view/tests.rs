@@ -62,7 +62,7 @@ impl Story {
                     Target::Member { member, .. } => member.address.clone(),
                 };
                 changes.extend(self.apply(match world(&address) {
-                    Ok(member) => Event::Answered { target, member },
+                    Ok(member) => Event::Answered { target, member, heard: vec![] },
                     Err((reason, is_final)) => Event::Failed { target, reason: reason.into(), is_final },
                 }));
             }
@@ -231,7 +231,7 @@ fn a_doubted_member_is_asked_now() {
     let mut story = with_live_a();
     assert_eq!(story.due(), []);
     story.apply(Event::Doubted { name: "a".into() });
-    assert_eq!(story.due(), [Target::Member { member: member("a", 5), alive: true }]);
+    assert_eq!(story.due(), [Target::Member { member: member("a", 5), alive: true, introduce: false }]);
     // While that greeting is under way, doubt adds no second one.
     story.apply(Event::Doubted { name: "a".into() });
     story.apply(Event::Doubted { name: "stranger".into() });
@@ -262,6 +262,104 @@ fn the_number_of_members_is_bounded() {
     assert_eq!(story.view.called(member("late", 1), story.now), Err(Refusal::Full));
     assert_eq!(story.view.due(story.now, 64).0.len(), 64);
     story.seeds(&["late"]);
-    let late = Event::Answered { target: Target::Contact(contact("late")), member: member("late", 1) };
+    let late = Event::Answered {
+        target: Target::Contact(contact("late")),
+        member: member("late", 1),
+        heard: vec![],
+    };
     assert_eq!(story.apply(late), [Change::Full]);
+}
+
+/// Nodes that reach each other unless they are down; what one says the other hears at once.
+struct World {
+    nodes: Vec<Option<View>>,
+    generation: u64,
+    now: Instant,
+}
+
+impl World {
+    fn new(count: usize) -> Self {
+        let mut world = Self { nodes: vec![], generation: 0, now: Instant::now() };
+        world.nodes.resize_with(count, || None);
+        (0..count).for_each(|n| world.start(n));
+        world
+    }
+
+    fn start(&mut self, n: usize) {
+        self.generation += 1;
+        let mut view = View::new(member(&format!("n{n}"), self.generation));
+        let contacts = [contact("n0"), contact("n1")].into();
+        view.apply(Event::Resolved { seed: "list".into(), contacts }, self.now);
+        self.nodes[n] = Some(view);
+    }
+
+    /// `from` greets whoever is at `address`.
+    fn call(&mut self, from: usize, address: &str, introduce: bool) -> Option<(Member, Vec<Member>)> {
+        let caller = self.nodes[from].as_ref().unwrap().me().clone();
+        let called = self.nodes.iter_mut().flatten().find(|view| view.me().address == address)?;
+        let caller_name = caller.name.clone();
+        called.called(caller, self.now).ok()?;
+        let others = if introduce { called.others_than(&caller_name).cloned().collect() } else { vec![] };
+        Some((called.me().clone(), others))
+    }
+
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 2 {
+            for n in 0..self.nodes.len() {
+                let Some(view) = &mut self.nodes[n] else { continue };
+                for target in view.due(self.now, 64).0 {
+                    let (address, introduce) = match &target {
+                        Target::Contact(contact) => (contact.address.clone(), true),
+                        Target::Member { member, introduce, .. } => (member.address.clone(), *introduce),
+                    };
+                    let event = match self.call(n, &address, introduce) {
+                        Some((member, heard)) => Event::Answered { target, member, heard },
+                        None => Event::Failed { target, reason: "refused".into(), is_final: true },
+                    };
+                    self.nodes[n].as_mut().unwrap().apply(event, self.now);
+                }
+            }
+            self.now += Duration::from_millis(500);
+        }
+    }
+
+    /// Whom each node that is up sees.
+    fn seen(&self) -> Vec<String> {
+        self.nodes.iter().flatten().map(|view| listed(view.live())).collect()
+    }
+
+    fn up(&self) -> String {
+        listed(self.nodes.iter().flatten().map(View::me))
+    }
+}
+
+fn listed<'a>(members: impl IntoIterator<Item = &'a Member>) -> String {
+    members.into_iter().map(|member| format!("{}#{} ", member.name, member.generation)).collect()
+}
+
+#[test]
+fn all_meet_all_although_each_was_given_two_addresses() {
+    let mut world = World::new(9);
+    world.run(3);
+    assert_eq!(world.seen(), vec![world.up(); 9]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn after_any_deaths_and_restarts_all_agree_again(
+        story in proptest::collection::vec((0usize..6, proptest::bool::ANY, 0u64..40), 0..20)
+    ) {
+        let mut world = World::new(6);
+        for (n, up, seconds) in story {
+            if up { world.start(n) } else { world.nodes[n] = None }
+            world.run(seconds);
+        }
+        // One of the two addresses that everybody knows has to be somebody's.
+        world.start(0);
+        // Who was unreachable for long is asked every 30 s.
+        world.run(65);
+        proptest::prop_assert_eq!(world.seen(), vec![world.up(); world.nodes.iter().flatten().count()]);
+    }
 }
