@@ -199,7 +199,10 @@ impl Snapshots {
     /// nothing.
     pub fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         match self.records.stored_usage(key)? {
-            (Kind::Active, id, _) => self.count(id),
+            (Kind::Active, id, _) => {
+                self.refuse_lost(key, &[id])?;
+                self.count(id)
+            }
             (Kind::View | Kind::Committed, _, stored) => Ok(stored),
         }
     }
