@@ -10,7 +10,7 @@
 //! quoted   := a string as Go writes it, in "…"; after ~= also in /…/ or |…|
 //! ```
 
-use super::{Info, info::Kind};
+use super::Info;
 use pattern::Pattern;
 use text::Text;
 
@@ -81,7 +81,7 @@ fn field<'a>(info: &'a Info, path: &[String]) -> Option<&'a str> {
     match first.as_str() {
         "name" => Some(&info.name),
         "parent" => Some(&info.parent),
-        "kind" => Some(Kind::name(info.kind)),
+        "kind" => Some(info.kind.name()),
         "labels" => info.labels.get(&rest.join(".")).map(String::as_str),
         _ => None,
     }
@@ -138,6 +138,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+    use crate::snapshot::Kind;
 
     fn matches(filter: &str) -> bool {
         let labels = [("colour", "blue"), ("containerd.io/gc.root", "2026"), ("a.b", "c")];

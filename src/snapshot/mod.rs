@@ -43,4 +43,4 @@ pub use error::{OpenError, SnapshotError};
 pub use filter::{Filter, FilterError};
 pub use info::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Mount, Usage};
 pub use records::{Cursor, Page};
-pub use snapshots::{Settings, Snapshots, Sync};
+pub use snapshots::{Durability, Settings, Snapshots};

@@ -20,8 +20,8 @@ impl Machine {
         if needs_userxattr(root) {
             options.push("userxattr".to_owned());
         }
-        // A lower directory that also serves other mounts must not be indexed: the second mount of an
-        // index with another upper fails with EBUSY or ESTALE.
+        // With its index on, overlay binds an upper directory to the lower ones of its first mount and refuses
+        // others with ESTALE. containerd turns it off on every kernel that has it.
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             options.push("index=off".to_owned());
         }

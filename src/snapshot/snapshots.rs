@@ -24,18 +24,18 @@ use crate::oci::Digest;
 
 /// What is on disk before a layer of ours becomes visible.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sync {
+pub enum Durability {
     /// Every byte of its tree: the layer survives a power cut whole. Costs the write-out of the layer.
     #[default]
-    FileSystem,
+    Tree,
     /// The record only, as containerd does by default: after a power cut files can be empty.
-    Records,
+    Record,
 }
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub root: PathBuf,
-    pub sync: Sync,
+    pub sync: Durability,
 }
 
 /// All snapshots under one root. Blocking: see the module.
@@ -44,7 +44,7 @@ pub struct Snapshots {
     directories: Arc<Directories>,
     records: Records,
     machine: Machine,
-    sync: Sync,
+    sync: Durability,
     /// Records whose directory was gone at start: kept, because only containerd may drop what it knows.
     lost: HashSet<i64>,
     _lock: File,
@@ -53,7 +53,7 @@ pub struct Snapshots {
 impl Snapshots {
     /// Opens the snapshots under `root` with the default settings.
     pub fn open(root: &Path) -> Result<Self, OpenError> {
-        Self::open_with(Settings { root: root.to_owned(), sync: Sync::default() })
+        Self::open_with(Settings { root: root.to_owned(), sync: Durability::default() })
     }
 
     /// Opens what is there, or begins anew; clears up after a crash.
@@ -199,7 +199,10 @@ impl Snapshots {
     /// nothing.
     pub fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         match self.records.stored_usage(key)? {
-            (Kind::Active, id, _) => self.count(id),
+            (Kind::Active, id, _) => {
+                self.refuse_lost(key, &[id])?;
+                self.count(id)
+            }
             (Kind::View | Kind::Committed, _, stored) => Ok(stored),
         }
     }
@@ -239,7 +242,7 @@ impl Snapshots {
 
     /// Makes the tree in `staging` a committed snapshot for `chain_id` on `parent`, under the name
     /// `<id>/<chain_id>` and with the label that [`Self::find`] looks for. When this returns, the layer
-    /// survives whatever [`Sync`] promises.
+    /// survives whatever [`Durability`] promises.
     pub fn commit_tree(
         &self,
         staging: Staging,
@@ -251,12 +254,12 @@ impl Snapshots {
         self.below(parent)?;
         let usage = disk_usage(staging.path())
             .map_err(SnapshotError::disk("counting the usage of", staging.path()))?;
-        if self.sync == Sync::FileSystem {
+        if self.sync == Durability::Tree {
             let disk = SnapshotError::disk("writing out the file system of", root);
             self.directories.sync_file_system().map_err(disk)?;
         }
         let placed = staging.place().map_err(SnapshotError::disk("moving a finished layer under", root))?;
-        if self.sync == Sync::FileSystem {
+        if self.sync == Durability::Tree {
             let disk = SnapshotError::disk("writing out the directory of", root);
             self.directories.sync_snapshots().map_err(disk)?;
         }

@@ -5,6 +5,7 @@
 
 mod containerd;
 mod crash;
+mod disks;
 mod edges;
 mod mounting;
 mod plugin;

@@ -193,8 +193,12 @@ impl Parser<'_> {
 
     fn sequence(&mut self) -> Result<Node, &'static str> {
         let mut nodes = Vec::new();
-        while let Some(next) = self.rest.next_if(|next| !matches!(next, '|' | ')')) {
-            let node = self.atom(next)?;
+        while self.rest.peek().is_some_and(|next| !matches!(next, '|' | ')')) {
+            if self.counts().is_some() {
+                return Err("nothing to repeat");
+            }
+            let Some(first) = self.rest.next() else { break };
+            let node = self.atom(first)?;
             nodes.push(self.repeated(node)?);
         }
         Ok(Node::Sequence(nodes))
@@ -205,7 +209,6 @@ impl Parser<'_> {
             '(' => return self.group(),
             '^' => return Ok(Node::Step(Step::Start)),
             '$' => return Ok(Node::Step(Step::End)),
-            '*' | '+' | '?' => return Err("nothing to repeat"),
             '.' => Class { negated: true, ..Class::only('\n') },
             '[' => self.class()?,
             '\\' => match self.rest.peek() {
@@ -293,19 +296,9 @@ impl Parser<'_> {
     }
 
     fn repeated(&mut self, node: Node) -> Result<Node, &'static str> {
-        let (min, max) = match self.rest.peek() {
-            Some('*') => (0, None),
-            Some('+') => (1, None),
-            Some('?') => (0, Some(1)),
-            Some('{') => match self.counts() {
-                Some(counts) => counts,
-                None => return Ok(node),
-            },
-            _ => return Ok(node),
-        };
-        self.rest.next();
+        let Some((min, max)) = self.counts() else { return Ok(node) };
         self.rest.next_if_eq(&'?');
-        if matches!(self.rest.peek(), Some('*' | '+' | '?')) {
+        if self.counts().is_some() {
             return Err("a repetition is repeated");
         }
         if min > REPEAT_MAX || max.is_some_and(|max| max < min || max > REPEAT_MAX) {
@@ -314,21 +307,34 @@ impl Parser<'_> {
         Ok(Node::Repeat(Box::new(node), min, max))
     }
 
-    /// `{2}`, `{2,}` or `{2,3}`, read up to its last brace. Anything else is literal, as in Go.
+    /// Takes `*`, `+`, `?`, `{2}`, `{2,}` or `{2,3}`, the least and the most. Other braces are literal.
     fn counts(&mut self) -> Option<(u32, Option<u32>)> {
-        let inside: String = self.rest.clone().skip(1).take_while(|&c| c != '}').collect();
-        self.rest.clone().nth(inside.chars().count() + 1).filter(|&c| c == '}')?;
-        let number = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            digits.then(|| text.parse().unwrap_or(u32::MAX))
+        let (counts, len) = match self.rest.peek()? {
+            '*' => ((0, None), 1),
+            '+' => ((1, None), 1),
+            '?' => ((0, Some(1)), 1),
+            '{' => {
+                let braced: String = self.rest.clone().take_while(|&c| c != '}').collect();
+                self.rest.clone().nth(braced.chars().count())?;
+                (bounds(braced.strip_prefix('{')?)?, braced.chars().count() + 1)
+            }
+            _ => return None,
         };
-        let counts = match inside.split_once(',') {
-            None => (number(&inside)?, Some(number(&inside)?)),
-            Some((min, "")) => (number(min)?, None),
-            Some((min, max)) => (number(min)?, Some(number(max)?)),
-        };
-        self.rest.nth(inside.chars().count());
+        self.rest.nth(len - 1);
         Some(counts)
+    }
+}
+
+/// What stands between braces, if it is numbers. One that is too big becomes one that is out of bounds.
+fn bounds(inside: &str) -> Option<(u32, Option<u32>)> {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse().unwrap_or(u32::MAX))
+    };
+    match inside.split_once(',') {
+        None => number(inside).map(|count| (count, Some(count))),
+        Some((min, "")) => Some((number(min)?, None)),
+        Some((min, max)) => Some((number(min)?, Some(number(max)?))),
     }
 }
 

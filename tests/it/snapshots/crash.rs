@@ -127,6 +127,30 @@ fn ids_are_not_used_again_after_a_restart() {
 }
 
 #[test]
+fn threads_that_get_in_each_others_way_leave_a_sound_state() {
+    let root = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(root.path()).unwrap();
+    let shared = layer(&snapshots, "shared", "");
+    let work = |thread: usize| {
+        for turn in 0..20 {
+            let name = format!("{thread}-{turn}");
+            let made = layer(&snapshots, &name, &shared.name);
+            // Half of the threads fight for the same keys: whoever comes second is refused and tidies up.
+            let key = if thread.is_multiple_of(2) { "contested".to_owned() } else { name.clone() };
+            let _lost_the_race = snapshots.prepare(&key, &made.name, &HashMap::new());
+            let _lost_the_race = snapshots.commit(&format!("c-{name}"), &key, None, &HashMap::new());
+            let _built_upon = snapshots.remove(&made.name);
+            snapshots.cleanup().unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..6).for_each(|thread| _ = scope.spawn(move || work(thread))));
+    let before = all(&snapshots);
+    assert!(before.len() > 60, "the odd threads alone leave that many");
+    drop(snapshots);
+    assert_eq!(expect_sound(root.path()), before);
+}
+
+#[test]
 fn two_daemons_cannot_have_one_root() {
     let root = tempfile::tempdir().unwrap();
     let first = Snapshots::open(root.path()).unwrap();
