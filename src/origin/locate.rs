@@ -57,7 +57,7 @@ impl Located {
     }
 }
 
-/// Ports found again, by host name and repository.
+/// Ports found again, by repository; under the empty path by host name alone.
 #[derive(Default)]
 pub(super) struct Memory(Mutex<HashMap<Repository, Repository>>);
 
@@ -126,7 +126,9 @@ async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidat
 
 impl Memory {
     fn recall(&self, wanted: &Repository) -> Option<String> {
-        self.0.lock().get(wanted).map(|found| found.host.clone())
+        let memory = self.0.lock();
+        let host_alone = Repository { host: wanted.host.clone(), path: String::new() };
+        memory.get(wanted).or_else(|| memory.get(&host_alone)).map(|found| found.host.clone())
     }
 
     fn remember(&self, candidate: Candidate, found: &Repository) {
@@ -134,6 +136,8 @@ impl Memory {
         if memory.len() >= MAX_REMEMBERED {
             memory.clear();
         }
+        let host_alone = Repository { host: candidate.wanted.host.clone(), path: String::new() };
+        memory.insert(host_alone, found.clone());
         memory.insert(candidate.wanted, found.clone());
     }
 }

@@ -61,9 +61,9 @@ pub struct Settings {
     pub docker_config: Option<PathBuf>,
     /// Hosts that may be asked without TLS: `host` (every port) or `host:port`.
     pub plain_http: Vec<String>,
-    /// Bytes a second from all registries together.
+    /// Bytes a second from all registries together; `None` and 0 set no limit.
     pub origin_rate: Option<u64>,
-    /// Blobs read at once from one host.
+    /// Blobs read at once from one host: a [`Body`] that is not read on keeps its place until it is dropped.
     pub origin_concurrency: usize,
     /// Where this node answers registry requests itself: never asked.
     pub own_doors: Vec<SocketAddr>,
@@ -128,10 +128,10 @@ impl Origin {
         let tls = Tls::new(patience.connect).map_err(NewError::Tls)?;
         let shared = Shared {
             book: Arc::new(Book::new(settings.hosts_dir, plain, settings.own_doors, tls)),
-            exchange: Exchange::new(Auth::new(settings.docker_config), patience),
+            exchange: Exchange::new(Auth::new(settings.docker_config, patience.clone()), patience),
             gates: Gates::new(settings.origin_concurrency),
             memory: locate::Memory::default(),
-            rate: settings.origin_rate.map(|rate| Mutex::new(Rate::new(rate))),
+            rate: settings.origin_rate.filter(|&rate| rate > 0).map(|rate| Mutex::new(Rate::new(rate))),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -230,3 +230,23 @@ async fn registries_are_reached_over_ipv6() {
     let label = Repository { host: "::1".into(), path: "team/app".into() };
     assert_eq!(origin.locate(&[label], &digest, 1000).await.unwrap().repository(), &team_app(&registry));
 }
+
+#[tokio::test]
+async fn headers_of_a_mirror_go_to_the_mirror_and_no_further() {
+    let (registry, digest, bytes) = with_blob(1000).await;
+    let store = Registry::beside(&registry).await;
+    let mirror = Registry::beside(&registry).await.with(Fault::RedirectBlobs { to: store.url() });
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[host.\"{}\".header]\nauthorization = \"Basic c2VjcmV0\"\nx-team = [\"a\", \"b\"]",
+        mirror.url()
+    );
+    write(dir.path(), &registry.host(), "hosts.toml", &text);
+    assert_eq!(pull(&with_hosts(dir.path()), &registry, &digest, 1000).await.unwrap(), *bytes);
+    assert!(mirror.seen().iter().all(|seen| seen.headers.get_all("x-team").iter().count() == 2));
+    assert!(mirror.seen().iter().all(|seen| seen.carried_credentials()));
+    assert_eq!((mirror.seen().len(), store.seen().len(), registry.seen().len()), (2, 2, 0));
+    assert!(
+        store.seen().iter().all(|seen| !seen.carried_credentials() && !seen.headers.contains_key("x-team"))
+    );
+}

@@ -75,7 +75,7 @@ async fn a_registry_that_always_truncates_is_given_up() {
 async fn a_body_that_stalls_is_asked_for_again() {
     let (registry, digest, bytes) = with_blob(200_000).await;
     let registry = registry.with(Fault::Stall { after: 65_536, times: 1 });
-    let stall = Duration::from_millis(200);
+    let stall = Duration::from_secs(1);
     let origin =
         Origin::with_patience(on_loopback(Settings::default()), Patience { stall, ..patience() }).unwrap();
     assert_eq!(pull(&origin, &registry, &digest, 200_000).await.unwrap(), *bytes);

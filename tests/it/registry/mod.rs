@@ -9,6 +9,8 @@
 //! ```
 //! It stops when the last handle is dropped.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "each fault is looked for alone, among many")]
+
 mod body;
 mod content;
 pub(crate) mod faults;
