@@ -212,3 +212,34 @@ impl Origin {
         Box::pin(Body::open(self.shared.clone(), at.clone(), range)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>(_: &T) {}
+
+    /// Callers run these on tasks of their own.
+    #[tokio::test]
+    async fn questions_may_move_between_threads() {
+        let origin = Origin::new(Settings { hosts_dir: vec![], ..Settings::default() }).unwrap();
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let repository: Repository = "r.local/a".parse().unwrap();
+        is_send(&origin.locate(&[], &digest, 0));
+        is_send(&origin.document(&repository, &digest, &[]));
+        is_send(&origin.small_blob(&repository, &digest, 0));
+        let endpoints = origin.shared.book.endpoints("r.local").await.unwrap();
+        let at = Located { repository, digest, len: 0, endpoints };
+        let mut body = origin.read(&at, 0..0).await.unwrap();
+        is_send(&origin.read(&at, 0..0));
+        is_send(&body.next());
+        assert!(body.next().await.is_none(), "an empty blob needs no question");
+    }
+
+    #[test]
+    fn a_setting_that_names_no_host_is_quoted() {
+        let settings = Settings { plain_http: vec!["http://r.local".into()], ..Settings::default() };
+        let error = Origin::new(settings).err().expect("an address is no host");
+        assert!(error.to_string().contains("`http://r.local` in registry.plain_http"), "{error}");
+    }
+}

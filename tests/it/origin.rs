@@ -3,6 +3,7 @@
 mod auth;
 mod hosts;
 mod reading;
+mod real;
 mod trouble;
 
 use std::{sync::Arc, time::Duration};
