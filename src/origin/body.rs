@@ -93,8 +93,8 @@ impl Body {
             body.start = 0;
             body.left = 0..body.at.len;
         }
-        let skip = if ranged { stream.skip } else { 0 };
-        body.stream = Some(Stream { skip, ..stream });
+        // Whoever ignores the range begins at 0, and so does the caller.
+        body.stream = Some(Stream { skip: 0, ..stream });
         Ok(body)
     }
 
