@@ -1,6 +1,6 @@
 //! A run of a blob's bytes, read from its registry and resumed where a connection broke.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{error::Error as _, io, ops::Range, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -93,8 +93,8 @@ impl Body {
             body.start = 0;
             body.left = 0..body.at.len;
         }
-        let skip = if ranged { stream.skip } else { 0 };
-        body.stream = Some(Stream { skip, ..stream });
+        // Whoever ignores the range begins at 0, and so does the caller.
+        body.stream = Some(Stream { skip: 0, ..stream });
         Ok(body)
     }
 
@@ -248,6 +248,12 @@ enum Read {
     Failed(OriginError),
 }
 
+/// Whether the connection was closed in good order before the body's end.
+fn is_cut_off(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    error.is_incomplete_message() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
+}
+
 impl Stream {
     async fn read(&mut self, wanted: &Range<u64>, stall: std::time::Duration) -> Read {
         // All is here. Where the answer goes on after the wanted range, nobody reads to its end.
@@ -259,7 +265,7 @@ impl Stream {
             // Everything came, only the end of the framing did not.
             Err(_) | Ok(Some(Err(_))) if wanted.is_empty() => return Read::End,
             Err(_) => return Read::Broken(OriginError::Stalled { at: at(), after: stall }),
-            Ok(Some(Err(error))) if error.is_incomplete_message() => return Read::Broken(self.truncated()),
+            Ok(Some(Err(error))) if is_cut_off(&error) => return Read::Broken(self.truncated()),
             Ok(Some(Err(error))) => {
                 return Read::Broken(OriginError::Broken { at: at(), source: error.into() });
             }

@@ -85,10 +85,10 @@ async fn ask(shared: &Shared, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Resul
     }
     answer.is_registrys()?;
     let at = answer.at.clone();
-    if let (Some(expected), Some(stated)) = (wanted.len, answer.stated_len()) {
-        if expected != stated {
-            return Err(OriginError::WrongLength { at, expected, actual: Actual::Stated(stated) });
-        }
+    if let (Some(expected), Some(stated)) = (wanted.len, answer.stated_len())
+        && expected != stated
+    {
+        return Err(OriginError::WrongLength { at, expected, actual: Actual::Stated(stated) });
     }
     let text = |name: &str| {
         answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()

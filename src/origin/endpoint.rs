@@ -203,7 +203,7 @@ fn is_door(url: &Url, door: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
         assert!(!door("http://mirror.local:7441/v2", "127.0.0.1:7441"));
     }
 
-    fn book(dirs: Vec<PathBuf>) -> Arc<Book> {
+    pub(in crate::origin) fn book(dirs: Vec<PathBuf>) -> Arc<Book> {
         let tls = Tls::new(Duration::from_secs(1)).unwrap();
         Arc::new(Book::new(dirs, PlainHttp::default(), vec!["127.0.0.1:7441".parse().unwrap()], tls))
     }

@@ -46,13 +46,7 @@ impl Exchange {
         if answer.status() != StatusCode::UNAUTHORIZED || answer.foreign {
             return Ok(answer);
         }
-        let met = Box::pin(self.auth.meet(
-            endpoint,
-            question.repository,
-            answer.headers(),
-            known.as_ref(),
-            &self.patience,
-        ));
+        let met = Box::pin(self.auth.meet(endpoint, question.repository, answer.headers(), known.as_ref()));
         let header = met.await?;
         self.follow(endpoint, question, Some(&header)).await
     }

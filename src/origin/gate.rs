@@ -58,3 +58,25 @@ impl Gates {
 async fn acquire(semaphore: Arc<Semaphore>) -> OwnedSemaphorePermit {
     semaphore.acquire_owned().await.expect("nobody closes a gate")
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::origin::endpoint::tests::book;
+
+    #[tokio::test]
+    async fn each_host_has_its_own_width() {
+        let book = book(vec![]);
+        let (a, b) = (book.endpoints("a.local").await.unwrap(), book.endpoints("b.local").await.unwrap());
+        let gates = Gates::new(2);
+        let first = gates.body(&a[0]).now_or_never().expect("there is a place");
+        let _second = gates.body(&a[0]).now_or_never().expect("there are two");
+        assert!(gates.body(&a[0]).now_or_never().is_none());
+        assert!(gates.body(&b[0]).now_or_never().is_some(), "another host");
+        assert!(gates.question(&a[0]).now_or_never().is_some(), "questions do not wait behind bodies");
+        drop(first);
+        assert!(gates.body(&a[0]).now_or_never().is_some());
+    }
+}

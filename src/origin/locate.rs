@@ -18,7 +18,7 @@ use super::{
     framing::content_range,
     name::Authority,
     rounds::{Rounds, Step},
-    transport::Answer,
+    transport::{self, Answer},
 };
 use crate::oci::{Digest, Repository};
 
@@ -57,7 +57,7 @@ impl Located {
     }
 }
 
-/// Ports found again, by host name and repository.
+/// Ports found again, by repository; under the empty path by host name alone.
 #[derive(Default)]
 pub(super) struct Memory(Mutex<HashMap<Repository, Repository>>);
 
@@ -79,6 +79,10 @@ pub(super) async fn locate(
                         shared.memory.remember(candidate, &located.repository);
                         return Ok(located);
                     }
+                    // A guess, and packets to it are dropped: five seconds are enough to know.
+                    Err(error) if candidate.guessed && transport::nobody_answered(&error) => {
+                        rounds.failed_for_good(error);
+                    }
                     Err(error) => rounds.failed(error),
                 }
             }
@@ -95,6 +99,8 @@ pub(super) async fn locate(
 struct Candidate {
     wanted: Repository,
     repository: Repository,
+    /// One of several ports, most of which nobody listens on.
+    guessed: bool,
 }
 
 async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidate> {
@@ -111,8 +117,10 @@ async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidat
         let remembered = shared.memory.recall(wanted);
         // Stable: the remembered one first, the others as they were.
         hosts.sort_by_key(|host| Some(host) != remembered.as_ref());
+        let guessed = hosts.len() > 1;
         let of = |host| Candidate {
             wanted: wanted.clone(),
+            guessed,
             repository: Repository { host, path: wanted.path.clone() },
         };
         for candidate in hosts.into_iter().map(of) {
@@ -126,7 +134,9 @@ async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidat
 
 impl Memory {
     fn recall(&self, wanted: &Repository) -> Option<String> {
-        self.0.lock().get(wanted).map(|found| found.host.clone())
+        let memory = self.0.lock();
+        let host_alone = Repository { host: wanted.host.clone(), path: String::new() };
+        memory.get(wanted).or_else(|| memory.get(&host_alone)).map(|found| found.host.clone())
     }
 
     fn remember(&self, candidate: Candidate, found: &Repository) {
@@ -134,6 +144,8 @@ impl Memory {
         if memory.len() >= MAX_REMEMBERED {
             memory.clear();
         }
+        let host_alone = Repository { host: candidate.wanted.host.clone(), path: String::new() };
+        memory.insert(host_alone, found.clone());
         memory.insert(candidate.wanted, found.clone());
     }
 }
@@ -162,7 +174,7 @@ async fn find_in(
             }
             Ok(actual) => {
                 let at = endpoint.url(&format!("{}/blobs/{digest}", repository.path));
-                let at = super::transport::shown(&at);
+                let at = transport::shown(&at);
                 let wrong = OriginError::WrongLength { at, expected: len, actual: Actual::Stated(actual) };
                 worst = worse(worst, wrong);
             }

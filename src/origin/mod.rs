@@ -61,9 +61,9 @@ pub struct Settings {
     pub docker_config: Option<PathBuf>,
     /// Hosts that may be asked without TLS: `host` (every port) or `host:port`.
     pub plain_http: Vec<String>,
-    /// Bytes a second from all registries together.
+    /// Bytes a second from all registries together; `None` and 0 set no limit.
     pub origin_rate: Option<u64>,
-    /// Blobs read at once from one host.
+    /// Blobs read at once from one host: a [`Body`] that is not read on keeps its place until it is dropped.
     pub origin_concurrency: usize,
     /// Where this node answers registry requests itself: never asked.
     pub own_doors: Vec<SocketAddr>,
@@ -128,10 +128,10 @@ impl Origin {
         let tls = Tls::new(patience.connect).map_err(NewError::Tls)?;
         let shared = Shared {
             book: Arc::new(Book::new(settings.hosts_dir, plain, settings.own_doors, tls)),
-            exchange: Exchange::new(Auth::new(settings.docker_config), patience),
+            exchange: Exchange::new(Auth::new(settings.docker_config, patience.clone()), patience),
             gates: Gates::new(settings.origin_concurrency),
             memory: locate::Memory::default(),
-            rate: settings.origin_rate.map(|rate| Mutex::new(Rate::new(rate))),
+            rate: settings.origin_rate.filter(|&rate| rate > 0).map(|rate| Mutex::new(Rate::new(rate))),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -210,5 +210,36 @@ impl Origin {
     /// No endpoint answered with these bytes of a blob of this length.
     pub async fn read(&self, at: &Located, range: Range<u64>) -> Result<Body, OriginError> {
         Box::pin(Body::open(self.shared.clone(), at.clone(), range)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>(_: &T) {}
+
+    /// Callers run these on tasks of their own.
+    #[tokio::test]
+    async fn questions_may_move_between_threads() {
+        let origin = Origin::new(Settings { hosts_dir: vec![], ..Settings::default() }).unwrap();
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let repository: Repository = "r.local/a".parse().unwrap();
+        is_send(&origin.locate(&[], &digest, 0));
+        is_send(&origin.document(&repository, &digest, &[]));
+        is_send(&origin.small_blob(&repository, &digest, 0));
+        let endpoints = origin.shared.book.endpoints("r.local").await.unwrap();
+        let at = Located { repository, digest, len: 0, endpoints };
+        let mut body = origin.read(&at, 0..0).await.unwrap();
+        is_send(&origin.read(&at, 0..0));
+        is_send(&body.next());
+        assert!(body.next().await.is_none(), "an empty blob needs no question");
+    }
+
+    #[test]
+    fn a_setting_that_names_no_host_is_quoted() {
+        let settings = Settings { plain_http: vec!["http://r.local".into()], ..Settings::default() };
+        let error = Origin::new(settings).err().expect("an address is no host");
+        assert!(error.to_string().contains("`http://r.local` in registry.plain_http"), "{error}");
     }
 }

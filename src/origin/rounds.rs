@@ -114,11 +114,10 @@ impl<E: Clone> Rounds<E> {
 
     /// The endpoint that [`Step::Ask`] named last gave this error.
     pub(super) fn failed(&mut self, error: OriginError) {
-        let endpoint = self.asking.take().or_else(|| self.answering.take());
         if error.is_final() {
-            self.last_final = Some(error);
-            return;
+            return self.failed_for_good(error);
         }
+        let endpoint = self.asking.take().or_else(|| self.answering.take());
         self.next_live.extend(endpoint);
         // The shortest wait that one of them asked for lets us ask that one again.
         if let Some(wait) = error.retry_after() {
@@ -136,6 +135,13 @@ impl<E: Clone> Rounds<E> {
     pub(super) fn progressed(&mut self) {
         self.round = 0;
         self.retry_after = None;
+    }
+
+    /// As [`Rounds::failed`], and the endpoint is not asked again whatever the error.
+    pub(super) fn failed_for_good(&mut self, error: OriginError) {
+        self.asking = None;
+        self.answering = None;
+        self.last_final = Some(error);
     }
 
     /// Full jitter: a random part of base * 2^round (AWS Architecture Blog, "Exponential Backoff And
@@ -216,6 +222,19 @@ mod tests {
         rounds.next(0.0);
         rounds.failed(absent());
         assert!(matches!(rounds.next(0.0), Some(Step::Over(OriginError::NotFound { .. }))));
+    }
+
+    #[test]
+    fn a_question_that_was_dropped_is_asked_again() {
+        let mut rounds = Rounds::new(vec!['m', 's'], Patience::default());
+        assert_eq!(asked(rounds.next(0.0)), 'm');
+        assert_eq!(asked(rounds.next(0.0)), 'm');
+        rounds.failed_for_good(down());
+        assert_eq!(asked(rounds.next(0.0)), 's');
+        rounds.answered();
+        rounds.failed(down());
+        waited(rounds.next(0.0));
+        assert_eq!(asked(rounds.next(0.0)), 's', "m is out for good");
     }
 
     #[test]

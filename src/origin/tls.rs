@@ -22,8 +22,9 @@ pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 const IDLE_PER_HOST: usize = 8;
 /// Below the 60 s after which common load balancers close an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// Room for the head of an answer; registries send 2 KiB.
-const HEAD_LEN_MAX: usize = 64 << 10;
+/// Limits the head of an answer (registries send 2 KiB) and what is read at once from a body: four of the largest
+/// chunks that the kernel hands over.
+const BUFFER_LEN_MAX: usize = 256 << 10;
 /// Headers in an answer; registries behind two proxies send 40.
 const HEADERS_MAX: usize = 128;
 
@@ -127,7 +128,7 @@ fn client(config: ClientConfig, connect: Duration) -> HttpClient {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_PER_HOST)
-        .http1_max_buf_size(HEAD_LEN_MAX)
+        .http1_max_buf_size(BUFFER_LEN_MAX)
         .http1_max_headers(HEADERS_MAX)
         .build(connector)
 }

@@ -44,16 +44,23 @@ pub(super) async fn send(
 
 /// Whether rustls refused the other side somewhere below.
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        // An io::Error's own source skips the error that it wraps.
-        cause = inner.map_or_else(|| error.source(), |inner| Some(inner as &(dyn Error + 'static)));
-    }
-    false
+    causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// Whether it was a connection that nobody answered, as when packets are dropped on the way.
+pub(super) fn nobody_answered(error: &OriginError) -> bool {
+    let timed_out = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+    };
+    matches!(error, OriginError::Connect { source, .. } if causes(source.as_ref()).any(timed_out))
+}
+
+/// An error and everything below it. An `io::Error`'s own `source` skips the error that it wraps.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map_or_else(|| error.source(), |wrapped| Some(wrapped as &(dyn Error + 'static)))
+    })
 }
 
 /// The answer to one question.
@@ -174,6 +181,20 @@ fn said(body: &[u8]) -> Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_found_below_io_errors() {
+        let refused = rustls::Error::HandshakeNotComplete;
+        let wrapped = io::Error::other(io::Error::other(refused));
+        assert!(is_tls(&wrapped));
+        assert!(!is_tls(&io::Error::other("rustls")));
+        let connect = |kind| OriginError::Connect {
+            at: "a".into(),
+            source: Box::new(io::Error::other(io::Error::from(kind))),
+        };
+        assert!(nobody_answered(&connect(io::ErrorKind::TimedOut)));
+        assert!(!nobody_answered(&connect(io::ErrorKind::ConnectionRefused)));
+    }
 
     #[test]
     fn signatures_are_not_shown() {

@@ -3,7 +3,9 @@
 mod architecture;
 mod containerd;
 mod lab;
+mod origin;
 mod real_stock;
+mod registry;
 mod snapshots;
 mod tree;
 mod unpack_compare;

@@ -47,10 +47,9 @@ impl Credentials {
     /// What the config file or a helper has for `authority`; without any we ask as a stranger.
     pub(super) async fn find(&self, authority: &str) -> Option<Credential> {
         let config = self.config.clone()?;
-        if let Some((credential, at)) = self.known.lock().get(authority) {
-            if at.elapsed() < KEEP {
-                return credential.clone();
-            }
+        let fresh = |known: &&(Option<Credential>, Instant)| known.1.elapsed() < KEEP;
+        if let Some((credential, _)) = self.known.lock().get(authority).filter(fresh) {
+            return credential.clone();
         }
         let asked = authority.to_owned();
         let looking = tokio::task::spawn_blocking(move || look_up(&config, &asked));

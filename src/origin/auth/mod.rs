@@ -38,12 +38,13 @@ type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
 /// Keeps the headers of all sessions.
 pub(super) struct Auth {
     credentials: Credentials,
+    patience: Patience,
     sessions: Mutex<HashMap<(String, String), Session>>,
 }
 
 impl Auth {
-    pub(super) fn new(docker_config: Option<PathBuf>) -> Self {
-        Self { credentials: Credentials::new(docker_config), sessions: Mutex::default() }
+    pub(super) fn new(docker_config: Option<PathBuf>, patience: Patience) -> Self {
+        Self { credentials: Credentials::new(docker_config), patience, sessions: Mutex::default() }
     }
 
     /// The header that the endpoint took last time, if it is still good.
@@ -63,7 +64,6 @@ impl Auth {
         repository: &str,
         demand: &HeaderMap,
         rejected: Option<&HeaderValue>,
-        patience: &Patience,
     ) -> Result<HeaderValue, OriginError> {
         let session = self.session(endpoint, repository);
         let mut header = session.lock().await;
@@ -72,7 +72,7 @@ impl Auth {
             return Ok(renewed.value.clone());
         }
         *header = None;
-        let fetched = self.fetch(endpoint, repository, challenge(demand), patience).await?;
+        let fetched = self.fetch(endpoint, repository, challenge(demand)).await?;
         Ok(header.insert(fetched).value.clone())
     }
 
@@ -81,7 +81,6 @@ impl Auth {
         endpoint: &Endpoint,
         repository: &str,
         challenge: Option<Challenge>,
-        patience: &Patience,
     ) -> Result<Header, OriginError> {
         let authority = endpoint.authority();
         let refused = |why: &str| OriginError::Unauthorized {
@@ -100,7 +99,7 @@ impl Auth {
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
                 let wish = token::Wish { realm: &realm, service: service.as_deref(), scope: &scope };
-                token::fetch(endpoint, &wish, credential.as_ref(), patience).await
+                token::fetch(endpoint, &wish, credential.as_ref(), &self.patience).await
             }
         }
     }

@@ -45,8 +45,9 @@ impl Default for Capabilities {
 /// Why a `hosts.toml` is not used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
-    #[error("it is no TOML")]
-    Toml(#[source] toml_edit::TomlError),
+    /// Without the line itself, which may hold a header with a password.
+    #[error("line {line} is no TOML: {what}")]
+    Toml { line: usize, what: String },
     #[error("`{key}` of `{host}` is not {wanted}")]
     Type { host: String, key: &'static str, wanted: &'static str },
     #[error("capability `{0}` is unknown (pull, resolve, push)")]
@@ -59,7 +60,7 @@ pub(super) enum FileError {
 const MAX_HOSTS: usize = 32;
 
 pub(super) fn parse(text: &str) -> Result<HostsFile, FileError> {
-    let document: DocumentMut = text.parse().map_err(FileError::Toml)?;
+    let document: DocumentMut = text.parse().map_err(|error| no_toml(text, &error))?;
     let root = document.as_table();
     let mut server = entry("server", root)?;
     server.url = root.get("server").map(|item| text_of("server", "server", item)).transpose()?;
@@ -76,6 +77,11 @@ pub(super) fn parse(text: &str) -> Result<HostsFile, FileError> {
         }
     }
     Ok(HostsFile { mirrors, server })
+}
+
+fn no_toml(text: &str, error: &toml_edit::TomlError) -> FileError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    FileError::Toml { line: before.matches('\n').count() + 1, what: error.message().replace('\n', " ") }
 }
 
 fn entry(host: &str, table: &dyn TableLike) -> Result<Entry, FileError> {
@@ -203,8 +209,8 @@ mod tests {
         let client = |value: &str| parse(&format!("client = {value}")).unwrap().server.client;
         let both = ("a.pem".into(), None);
         let pair = ("a.pem".into(), Some("a.key".into()));
-        assert_eq!(client(r#""a.pem""#), [both.clone()]);
-        assert_eq!(client(r#"["a.pem"]"#), [both.clone()]);
+        assert_eq!(client(r#""a.pem""#), std::slice::from_ref(&both));
+        assert_eq!(client(r#"["a.pem"]"#), std::slice::from_ref(&both));
         assert_eq!(client(r#"[["a.pem", "a.key"], ["a.pem", ""]]"#), [pair, both]);
         assert_eq!(parse(r#"ca = "x""#).unwrap().server.ca, [PathBuf::from("x")]);
         assert_eq!(parse(r#"ca = ["x", "y"]"#).unwrap().server.ca.len(), 2);
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, part) in [
-            ("server = ", "no TOML"),
+            ("# one\nserver = ", "line 2 is no TOML"),
             ("server = 1", "`server` of `server` is not a text"),
             ("capabilities = [\"fly\"]", "`fly`"),
             ("client = [[\"one\"]]", "`client`"),

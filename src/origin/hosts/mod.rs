@@ -71,7 +71,7 @@ pub(super) fn load(dirs: &[PathBuf], host: &Authority, plain: &PlainHttp) -> Hos
         Ok(bytes) => match file::parse(&String::from_utf8_lossy(&bytes)) {
             Ok(file) => Some(file),
             Err(error) => {
-                warnings.push(format!("{}: ignored: {}", path.display(), chain(&error)));
+                warnings.push(format!("{}: ignored: {error}", path.display()));
                 None
             }
         },
@@ -137,7 +137,8 @@ fn spec(
     let file = dir.join("hosts.toml");
     let url = entry.url.as_deref();
     let base = url.map_or_else(|| own_base(host, plain), |url| base(url, entry.override_path, plain));
-    let called = || url.map_or_else(|| host.in_url(), str::to_owned);
+    // Without a login that somebody may have written into it.
+    let called = || url.and_then(|url| url.rsplit('@').next()).map_or_else(|| host.in_url(), str::to_owned);
     let base = base.ok_or_else(|| format!("{}: `{}` is no address; left out", file.display(), called()))?;
     if entry.skip_verify {
         warnings.push(format!(
@@ -241,13 +242,6 @@ fn base(text: &str, override_path: bool, plain: &PlainHttp) -> Option<Url> {
     Some(url)
 }
 
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let parts = std::iter::once(error).chain(causes).map(|e| e.to_string().trim().replace('\n', " "));
-    parts.collect::<Vec<_>>().join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +314,21 @@ mod tests {
         assert_eq!(hosts.specs.len(), 2);
         let [warning] = &hosts.warnings[..] else { panic!("one warning: {:?}", hosts.warnings) };
         assert!(warning.contains("skip_verify of https://m is ignored"), "{warning}");
+    }
+
+    #[test]
+    fn secrets_of_the_file_are_in_no_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().to_owned()];
+        for text in [
+            "[host.\"https://user:secret@m\"]",
+            "[host.\"https://m\".header]\nauthorization = \"Basic secret",
+            "[host.\"https://m\"]\nca = \"gone\"\n[host.\"https://m\".header]\nx = \"secret\"",
+        ] {
+            write(dir.path(), "r.local", "hosts.toml", text);
+            let warnings = load(&dirs, &host("r.local"), &PlainHttp::default()).warnings;
+            assert!(warnings.len() == 1 && !warnings[0].contains("secret"), "{warnings:?}");
+        }
     }
 
     #[test]
