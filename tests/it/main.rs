@@ -3,3 +3,4 @@
 mod tree;
 mod unpack_compare;
 mod unpack_containerd;
+mod unpack_layers;
