@@ -46,6 +46,10 @@ impl Ours {
         self.directory.path().join(at.to_string())
     }
 
+    fn implies_above_the_bottom(&self) -> bool {
+        self.built[1..].iter().any(|built| !built.implied.is_empty() || !built.stated_late.is_empty())
+    }
+
     /// What differs from containerd's directories, but for times that containerd takes from its clock.
     fn differences(&self, theirs: &[PathBuf]) -> Vec<String> {
         assert_eq!(self.built.len(), theirs.len());
@@ -88,17 +92,25 @@ fn compare(containerd: &Containerd, name: &str, layers: &[Layer]) -> Vec<String>
             ours.differences(&theirs).iter().map(|line| format!("{name}: {line}")).collect()
         }
         (Err(UnpackError::Refused { .. }), Err(_)) => Vec::new(),
+        // Where a layer below has a file, a whiteout or a circle of links on the way to an implied directory, containerd
+        // fails looking behind it for the directory's attributes. We know that there are none.
+        (Ok(ours), Err(theirs)) if ours.implies_above_the_bottom() && is_lost_below(&theirs) => Vec::new(),
         (ours, theirs) => {
             vec![format!("{name}: ours {:?}, theirs {theirs:?}", ours.map(|_| "taken"))]
         }
     }
 }
 
+fn is_lost_below(theirs: &str) -> bool {
+    let loses_its_way = ["not a directory", "too many links", "too many levels of symbolic links"];
+    loses_its_way.iter().any(|way| theirs.contains(way)) && !theirs.contains("failed to get root path")
+}
+
 /// Layers that come out of a few names, so that everything meets everything.
 #[test]
 fn random_layers_become_containerds_trees() {
-    // Enough to have found every difference that 2000 have found, in half a minute.
-    let seeds = std::env::var("FLOTILLA_UNPACK_SEEDS").map_or(60, |seeds| seeds.parse().unwrap());
+    // Two a second, mostly containerd's time. 300, by hand, found nothing more.
+    let seeds = std::env::var("FLOTILLA_UNPACK_SEEDS").map_or(40, |seeds| seeds.parse().unwrap());
     let containerd = Containerd::start();
     let differing: Vec<String> = (0..seeds)
         .flat_map(|seed| compare(&containerd, &format!("seed-{seed}"), &random_layers(seed)))

@@ -1,10 +1,14 @@
 //! Layers that try what a tar can say.
 
+#![allow(clippy::unwrap_used, reason = "a test says by its panic what is wrong")]
+
 #[path = "../../src/unpack/tests/tar.rs"]
 #[allow(dead_code, reason = "each of its two users needs other parts")]
 mod tar;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
+use flotilla::{oci::Compression, unpack};
 
 use crate::unpack_containerd::Layer;
 
@@ -37,14 +41,27 @@ impl Tar {
     }
 }
 
-/// Three layers of a dozen entries each.
+/// Three layers of up to a dozen entries each. Of an even seed come layers without entries that we would refuse: few of
+/// the others are taken as a whole.
 pub(crate) fn random_layers(seed: u64) -> Vec<Layer> {
     let mut random = StdRng::seed_from_u64(seed);
-    (0..3)
-        .map(|_| {
-            (0..random.random_range(1..12)).fold(Tar::new(), |tar, _| random_entry(tar, &mut random)).layer()
-        })
-        .collect()
+    let mut random_layer = |bottom: bool| {
+        let mut tar = Tar::new();
+        for _ in 0..random.random_range(1..12) {
+            let longer = random_entry(tar.clone(), &mut random);
+            if seed % 2 == 1 || is_taken(longer.clone().layer(), bottom) {
+                tar = longer;
+            }
+        }
+        tar.layer()
+    };
+    vec![random_layer(true), random_layer(false), random_layer(false)]
+}
+
+fn is_taken(layer: Layer, bottom: bool) -> bool {
+    let staging = tempfile::tempdir().unwrap();
+    let described = unpack::Layer { compression: Compression::Gzip, diff_id: &layer.diff_id, bottom };
+    unpack::unpack(&described, &layer.blob[..], staging.path()).is_ok()
 }
 
 fn random_entry(tar: Tar, random: &mut StdRng) -> Tar {
