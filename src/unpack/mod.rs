@@ -7,9 +7,13 @@
 //! ```
 //! One blocking pass; memory is bounded, whatever the layer says about itself. The yardstick is containerd's own
 //! unpacking (pkg/archive/tar.go on Go's archive/tar): what it makes we make, entry by entry and bit by bit, and what it
-//! refuses we refuse with the reason and the place, so that containerd has the last word. Known differences, all where
-//! nobody can see them or where containerd has no result: a sparse file gets its holes instead of zeros, GNU's old
-//! sparse files (type `S`) are unpacked, aufs' own files (`.wh..wh.…`) leave no whiteout.
+//! refuses we refuse with the reason and the place, so that containerd has the last word. `tests/it/unpack_compare.rs`
+//! holds us to it beside a real one. Known differences, where nobody can see them or where containerd has no result:
+//! - a sparse file gets its holes instead of zeros, and GNU's old sparse files (type `S`) are unpacked;
+//! - aufs' own files (`.wh..wh.…`) leave no whiteout of a name that no layer has;
+//! - a directory that is implied behind a file, a whiteout or a circle of links in a layer below is taken;
+//! - paths deeper than 256 directories are refused, and with a chain of links in the middle of a path containerd reads a
+//!   relative link beside the first link, we where the kernel would.
 //!
 //! Invariants: nothing outside the staging directory is ever touched (`files::directories`); a directory that the layer
 //! only implies is 0755 of root until `settle` gives it what the layers below say, so that until then a tree belongs to a

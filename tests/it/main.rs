@@ -10,3 +10,4 @@ mod snapshots;
 mod tree;
 mod unpack_compare;
 mod unpack_containerd;
+mod unpack_layers;

@@ -62,8 +62,11 @@ impl Records {
     }
 }
 
+/// Keyword, value, and what follows the record.
+type Record<'b> = (&'b [u8], &'b [u8], &'b [u8]);
+
 /// `"%d %s=%s\n"`: length of the whole record, keyword, value. The value may hold any byte, line feeds too.
-fn record(block: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Refusal> {
+fn record(block: &[u8]) -> Result<Record<'_>, Refusal> {
     let space = block.iter().position(|&byte| byte == b' ').ok_or(Refusal::Pax("no length"))?;
     let len = decimal(&block[..space])
         .and_then(|len| usize::try_from(len).ok())

@@ -11,10 +11,8 @@ fn refused(tar: &[u8]) -> (u64, Refusal) {
     let staging = Staging::new();
     let error = unpack_bytes(tar, &staging.path(), false).expect_err("a hostile layer");
     staging.assert_confined();
-    match error {
-        UnpackError::Refused { offset, reason } => (offset, reason),
-        other => panic!("not refused: {other:?}"),
-    }
+    let UnpackError::Refused { offset, reason } = error else { panic!("not refused: {error:?}") };
+    (offset, reason)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use ::tar::Header;
 
+#[derive(Clone)]
 pub(super) struct Tar(Vec<u8>);
 
 impl Tar {
