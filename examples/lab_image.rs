@@ -4,7 +4,7 @@
 //! lab_image --root DIR pause                        lab/pause:1, what CRI runs sandboxes from
 //! lab_image --root DIR pack NAME --layer DIR…       an image of folders, the lowest layer first
 //! ```
-//! Prints the image's bytes (layers, config and manifest) and its number of layers.
+//! Prints the image's bytes (layers, config and manifest), then each layer's digest and bytes.
 
 use std::{
     io::{self, Write},
@@ -66,7 +66,11 @@ fn main() -> Result<()> {
             images.publish(&name, &layers, &["/bin/sh"]).with_context(|| format!("publishing {name}"))?
         }
     };
-    writeln!(io::stdout(), "{} {}", published.bytes(), published.layers.len())?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", published.bytes())?;
+    for layer in &published.layers {
+        writeln!(out, "{} {}", layer.blob.digest, layer.blob.size)?;
+    }
     Ok(())
 }
 

@@ -35,18 +35,26 @@ pub struct Image {
     pub root: PathBuf,
     /// Layers, config and manifest.
     pub bytes: u64,
+    /// Digests.
+    pub layers: Vec<String>,
 }
+
+/// What the cache's folder of the image says about it, as `examples/lab_image.rs` printed it.
+const FACTS: &str = "facts";
 
 /// Makes the image, or takes it from the cache.
 pub fn get() -> Result<Image> {
     let place = cache()?.join("demo");
-    if !place.join("bytes").exists() {
+    if !place.join(FACTS).exists() {
         parts::step("demo image", || make(&place))?;
     }
-    let bytes = fs::read_to_string(place.join("bytes"))
-        .map_err(|error| format!("reading the demo image: {error}"))?;
-    let bytes = bytes.trim().parse().map_err(|error| format!("the demo image's size: {error}"))?;
-    Ok(Image { root: place.join("registry"), bytes })
+    let facts =
+        fs::read_to_string(place.join(FACTS)).map_err(|error| format!("reading the demo image: {error}"))?;
+    let mut lines = facts.lines();
+    let bytes =
+        lines.next().and_then(|line| line.parse().ok()).ok_or("the demo image's facts lack its size")?;
+    let layers = lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    Ok(Image { root: place.join("registry"), bytes, layers })
 }
 
 fn make(place: &Path) -> Result<Outcome> {
@@ -63,11 +71,10 @@ fn make(place: &Path) -> Result<Outcome> {
     }
     let registry = work.join("registry");
     writer(&registry, &["pause"], &[])?;
-    let said = writer(&registry, &["pack", NAME], &layers)?;
-    let bytes = said.split(' ').next().unwrap_or_default();
+    let facts = writer(&registry, &["pack", NAME], &layers)?;
     let kept = fs::create_dir_all(place)
         .and_then(|()| fs::rename(&registry, place.join("registry")))
-        .and_then(|()| fs::write(place.join("bytes"), bytes));
+        .and_then(|()| fs::write(place.join(FACTS), facts));
     kept.map_err(|error| format!("keeping the demo image in {}: {error}", place.display()))?;
     let _scratch = fs::remove_dir_all(&work);
     Ok(Outcome::Done)

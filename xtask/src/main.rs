@@ -18,6 +18,7 @@ usage: cargo xtask COMMAND
   test [FILTER]                setup, fmt, clippy, then every test
   demo [--nodes N] [--containerd PATH] [--keep]
                                nodes in network namespaces pull one image, with Flotilla and without
+  sweep                        remove what demo --keep left up, and what killed tests left behind
   deb                          build the Debian package into target/debian/
 environment: FLOTILLA_CACHE (default ~/.cache/flotilla), FLOTILLA_GO=0 (build nothing with Go)";
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(rest),
         Some("demo") => demo::run(rest),
         Some("deb") => shell::run("packaging/build-deb", &[]).map(|()| true),
+        Some("sweep") => demo::sweep(),
         // Started by the demo itself: cleans up when the demo has died without doing so.
         Some("sweep-when-closed") => demo::sweep_when_closed(rest),
         _ => Err(USAGE.to_owned().into()),

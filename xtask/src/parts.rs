@@ -56,6 +56,15 @@ pub fn setup() -> Result<()> {
     step("flotilla", build)
 }
 
+/// What the demo needs of it, without what takes Go.
+pub fn for_demo() -> Result<()> {
+    std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
+    step("packages", packages)?;
+    let (series, suites) = debian::CONTAINERDS[0];
+    step("containerd", || debian::containerd(series, suites))?;
+    step("flotilla", build)
+}
+
 /// Builds the daemon and the examples that tests and demo call.
 pub fn build() -> Result<Outcome> {
     shell::run("cargo", &["build", "--quiet", "--bins", "--examples"])?;

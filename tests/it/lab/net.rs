@@ -73,6 +73,11 @@ impl Switch {
 }
 
 impl Namespace {
+    /// As `ip netns` knows it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn address(&self) -> String {
         format!("10.77.0.{}", self.index)
     }

@@ -1,6 +1,10 @@
 //! Debian's docker-registry over a folder, and what its access log says.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::{Result, net::Namespace, process::Process};
 
@@ -94,6 +98,17 @@ impl Registry {
     pub(crate) fn process(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+/// Writes the `hosts.toml` that lets containerd and Flotilla speak plain HTTP to a host.
+pub(crate) fn trust_plain_http(hosts_dir: &Path, host: &str) -> Result<()> {
+    let folder = hosts_dir.join(host);
+    let text = format!(
+        "server = \"http://{host}\"\n\n[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
+    );
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(folder.join("hosts.toml"), text))
+        .map_err(|error| format!("writing hosts.toml in {}: {error}", folder.display()).into())
 }
 
 /// One line `… msg="response completed" … http.request.method=GET …` of the registry's log.

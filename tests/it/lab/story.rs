@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell, RefMut},
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,7 @@ use super::{
     image::Images,
     node::{MESH_PORT, Node, NodePlan},
     place,
-    registry::Registry,
+    registry::{self, Registry},
     samples, sweep,
 };
 
@@ -114,13 +113,7 @@ impl Lab {
 
     /// Lets everybody in this lab speak plain HTTP to a host.
     pub(crate) fn trust_plain_http(&self, host: &str) -> Result<()> {
-        let folder = self.hosts_dir().join(host);
-        let text = format!(
-            "server = \"http://{host}\"\n\n[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
-        );
-        fs::create_dir_all(&folder)
-            .and_then(|()| fs::write(folder.join("hosts.toml"), text))
-            .map_err(|error| format!("writing hosts.toml in {}: {error}", folder.display()).into())
+        registry::trust_plain_http(&self.hosts_dir(), host)
     }
 
     /// Plans a node; it starts with `Plan::start`.
