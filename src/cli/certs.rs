@@ -285,9 +285,13 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CertsError> {
         .mode(mode)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-    written.map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => CertsError::Exists { path: path.to_owned() },
-        _ => CertsError::Write { path: path.to_owned(), source },
+    written.map_err(|source| {
+        let path = path.to_owned();
+        if source.kind() == io::ErrorKind::AlreadyExists {
+            CertsError::Exists { path }
+        } else {
+            CertsError::Write { path, source }
+        }
     })
 }
 

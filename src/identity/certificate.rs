@@ -38,6 +38,7 @@ pub(super) fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NameError
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate)
         .map_err(|error| malformed(&error))?;
     let names = parsed.subject_alternative_name().map_err(|error| malformed(&error))?;
+    #[expect(clippy::wildcard_enum_match_arm, reason = "ten kinds of names, of which one is asked for")]
     let dns_names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
         GeneralName::DNSName(name) if !name.contains('*') => Some((*name).to_owned()),
         _ => None,

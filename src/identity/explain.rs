@@ -1,5 +1,10 @@
 //! TLS errors in the words of whoever has to mend them.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' enums grow; what has no words here says its own"
+)]
+
 use std::{error::Error, io};
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage};

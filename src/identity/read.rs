@@ -136,17 +136,24 @@ impl Material {
 
 /// Reads the three files and proves them as other members will.
 pub(super) fn read(settings: &Settings, now: SystemTime) -> Result<Material, IdentityError> {
-    let (ca_pem, cert_pem, key_pem) = read_files(settings)?;
-    let chain = certificates(&settings.cert, &cert_pem)?;
-    let key = private_key(&settings.key, &key_pem)?;
-    let roots = trusted(&settings.ca, certificates(&settings.ca, &ca_pem)?, now)?;
+    let pems = read_files(settings)?;
+    let chain = certificates(&settings.cert, &pems.cert)?;
+    let key = private_key(&settings.key, &pems.key)?;
+    let roots = trusted(&settings.ca, certificates(&settings.ca, &pems.ca)?, now)?;
     check_pair(settings, &chain, &key)?;
     let (name, not_after) = check_chain(&settings.cert, &chain, now)?;
     let (server, client) = configs(settings, &Pair { chain: &chain, key: &key, name: &name }, &roots, now)?;
     Ok(Material { name, not_after, server, client, chain, key, roots })
 }
 
-fn read_files(settings: &Settings) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), IdentityError> {
+/// The three files as they are.
+struct Pems {
+    ca: Vec<u8>,
+    cert: Vec<u8>,
+    key: Vec<u8>,
+}
+
+fn read_files(settings: &Settings) -> Result<Pems, IdentityError> {
     let (cert, key) = (read_pem(&settings.cert)?, read_pem(&settings.key)?);
     let (cert, key) = match (cert, key) {
         (Some(cert), Some(key)) => (cert, key),
@@ -155,7 +162,7 @@ fn read_files(settings: &Settings) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), Identi
         (None, Some(_)) => return Err(half(&settings.key, &settings.cert)),
     };
     let ca = read_pem(&settings.ca)?.ok_or_else(|| IdentityError::Absent { path: settings.ca.clone() })?;
-    Ok((ca, cert, key))
+    Ok(Pems { ca, cert, key })
 }
 
 fn half(present: &Path, absent: &Path) -> IdentityError {
@@ -189,9 +196,13 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|source| match source {
-        rustls::pki_types::pem::Error::NoItemsFound => IdentityError::NoKey { path: path.to_owned() },
-        source => IdentityError::Malformed { path: path.to_owned(), source },
+    PrivateKeyDer::from_pem_slice(pem).map_err(|source| {
+        let path = path.to_owned();
+        if matches!(source, rustls::pki_types::pem::Error::NoItemsFound) {
+            IdentityError::NoKey { path }
+        } else {
+            IdentityError::Malformed { path, source }
+        }
     })
 }
 
@@ -339,17 +350,19 @@ fn prove(
 }
 
 fn refused(settings: &Settings, usage: &'static str, source: rustls::Error) -> IdentityError {
+    use CertificateError as Bad;
     let path = settings.cert.clone();
-    match source {
-        // A CA of the same name but another key ends in BadSignature.
-        rustls::Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => IdentityError::UnknownCa { cert: path, ca: settings.ca.clone() },
-        rustls::Error::InvalidCertificate(
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
-        ) => IdentityError::WrongUsage { path, usage },
-        source => IdentityError::Refused { path, source },
+    let rustls::Error::InvalidCertificate(bad) = &source else {
+        return IdentityError::Refused { path, source };
+    };
+    // A CA of the same name but another key ends in BadSignature.
+    if matches!(bad, Bad::UnknownIssuer | Bad::BadSignature) {
+        return IdentityError::UnknownCa { cert: path, ca: settings.ca.clone() };
     }
+    if matches!(bad, Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. }) {
+        return IdentityError::WrongUsage { path, usage };
+    }
+    IdentityError::Refused { path, source }
 }
 
 /// RFC 3339, to the second.

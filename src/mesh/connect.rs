@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,20 +16,16 @@ use http_body_util::Empty;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, sync::OnceCell, time::timeout};
+use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::Member;
+use super::{
+    Member,
+    dial::{ConnectError, Dialer},
+};
 use crate::identity::{self, Connected, Identity};
 
-/// A second is hundreds of round trips within a data centre and several around the world: who has not
-/// answered a SYN by then (and its first repetition) is better replaced by another source.
-const TCP_CONNECT_MAX: Duration = Duration::from_secs(1);
-/// A handshake costs the other side two signatures, and a crowd dials at once: on a busy node with one
-/// slow core a hundred of them still fit.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 /// A member answers a GET from its memory or its disk; one that has not begun after this long is stalled.
 const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(10);
 /// Connections kept idle to one member. A node reads at most a few pieces at a time from one member; more
@@ -43,52 +38,6 @@ const RESPONSE_HEAD_LEN_MAX: usize = 16 * 1024;
 /// A silent h2 connection is asked this often, and is dead after as long again: twice as patient as the
 /// greetings, which are what decides.
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(3);
-
-/// Why there is no connection to a member.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("the mesh is closed: this node has no valid certificate")]
-    Closed,
-    #[error("cannot look up {address}")]
-    Lookup {
-        address: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{address} refused the connection: no daemon listens there")]
-    Refused { address: String },
-    #[error("cannot connect to {address}: {why}")]
-    Tcp {
-        address: String,
-        why: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{address} did not answer within {after:?}")]
-    Timeout { address: String, after: Duration },
-    #[error("no proven connection to {address}: {why}")]
-    Tls {
-        address: String,
-        why: String,
-        #[source]
-        source: identity::ConnectError,
-    },
-    #[error("{address} is `{found}` by its certificate, not `{wanted}`")]
-    WrongMember { address: String, found: String, wanted: String },
-    #[error("{address} does not speak HTTP on its mesh port: {why}")]
-    Http { address: String, why: String },
-}
-
-impl ConnectError {
-    /// Whether asking the same address again at once is pointless.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Closed | Self::Refused { .. } | Self::Tls { .. } | Self::WrongMember { .. } => true,
-            Self::Lookup { .. } | Self::Tcp { .. } | Self::Timeout { .. } | Self::Http { .. } => false,
-        }
-    }
-}
 
 /// Why a member did not answer a GET.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +75,7 @@ struct Lines {
 
 /// All connections of this node to others.
 pub(super) struct Connections {
-    identity: Identity,
+    dialer: Dialer,
     lines: Mutex<HashMap<String, Arc<Lines>>>,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -134,11 +83,16 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(identity: Identity, tasks: TaskTracker) -> Self {
-        Self { identity, lines: Mutex::default(), tasks, closing: CancellationToken::new() }
+        Self {
+            dialer: Dialer::new(identity),
+            lines: Mutex::default(),
+            tasks,
+            closing: CancellationToken::new(),
+        }
     }
 
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// Ends every connection, and waits until they are gone.
@@ -165,8 +119,8 @@ impl Connections {
         let lines = self.lines_to(to);
         let cell = lines.channel.lock().clone();
         let dialing = cell.get_or_try_init(async || {
-            let first = dial_member(&self.identity, to, &[b"h2"]).await?;
-            channel(&self.identity, to, first).await
+            let first = self.dialer.member(to, &[b"h2"]).await?;
+            channel(&self.dialer, to, first).await
         });
         dialing.await.cloned()
     }
@@ -206,7 +160,7 @@ impl Connections {
     }
 
     async fn dial_http1(&self, to: &Member) -> Result<Sender, ConnectError> {
-        let connected = dial_member(&self.identity, to, &[b"http/1.1"]).await?;
+        let connected = self.dialer.member(to, &[b"http/1.1"]).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(RESPONSE_HEAD_LEN_MAX.max(MIN_READ_BUFFER_LEN))
             .handshake(TokioIo::new(connected.stream))
@@ -268,8 +222,8 @@ impl Lines {
 /// Drops what is closed, has been idle for too long, or is idle beyond the number we keep.
 fn trim(kept: &mut Vec<Kept>, now: Instant) {
     kept.retain(|kept| {
-        !kept.sender.is_closed()
-            && !(kept.sender.is_ready() && now.duration_since(kept.used_at) > IDLE_FOR_MAX)
+        let cold = kept.sender.is_ready() && now.duration_since(kept.used_at) > IDLE_FOR_MAX;
+        !cold && !kept.sender.is_closed()
     });
     let idle = kept.iter().filter(|kept| kept.sender.is_ready()).count();
     let mut surplus = idle.saturating_sub(IDLE_MAX);
@@ -296,16 +250,16 @@ fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 }
 
 /// An h2 channel over `first`; when that breaks, the next request dials again, with every check.
-async fn channel(identity: &Identity, to: &Member, first: Connected) -> Result<Channel, ConnectError> {
+async fn channel(dialer: &Dialer, to: &Member, first: Connected) -> Result<Channel, ConnectError> {
     let address = to.address.clone();
-    let (identity, to) = (identity.clone(), to.clone());
+    let (dialer, to) = (dialer.clone(), to.clone());
     let first = Arc::new(Mutex::new(Some(first)));
     let connector = tower::service_fn(move |_: Uri| {
-        let (identity, to, first) = (identity.clone(), to.clone(), first.lock().take());
+        let (dialer, to, first) = (dialer.clone(), to.clone(), first.lock().take());
         async move {
             let connected = match first {
                 Some(connected) => connected,
-                None => dial_member(&identity, &to, &[b"h2"]).await?,
+                None => dialer.member(&to, &[b"h2"]).await?,
             };
             Ok::<_, ConnectError>(TokioIo::new(connected.stream))
         }
@@ -336,58 +290,4 @@ fn endpoint() -> Endpoint {
         .http2_keep_alive_interval(H2_KEEP_ALIVE)
         .keep_alive_timeout(H2_KEEP_ALIVE)
         .keep_alive_while_idle(true)
-}
-
-/// A connection to the daemon of this very member: its certificate names it first.
-async fn dial_member(identity: &Identity, to: &Member, alpn: &[&[u8]]) -> Result<Connected, ConnectError> {
-    let connected = dial(identity, &to.address, &to.name, alpn).await?;
-    if connected.peer_name != to.name {
-        return Err(ConnectError::WrongMember {
-            address: to.address.clone(),
-            found: connected.peer_name,
-            wanted: to.name.clone(),
-        });
-    }
-    Ok(connected)
-}
-
-/// A connection to `address` (`host:port`) whose certificate names `name`, a DNS name or an IP address.
-pub(super) async fn dial(
-    identity: &Identity,
-    address: &str,
-    name: &str,
-    alpn: &[&[u8]],
-) -> Result<Connected, ConnectError> {
-    let server_name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::Lookup {
-        address: address.to_owned(),
-        source: io::Error::new(io::ErrorKind::InvalidInput, "neither a DNS name nor an IP address"),
-    })?;
-    let tcp = connect_tcp(address).await?;
-    let handshake = identity::connect(identity, tcp, server_name, alpn);
-    timeout(HANDSHAKE_MAX, handshake)
-        .await
-        .map_err(|_| ConnectError::Timeout { address: address.to_owned(), after: HANDSHAKE_MAX })?
-        .map_err(|source| ConnectError::Tls { address: address.to_owned(), why: source.to_string(), source })
-}
-
-/// The first of the addresses of `host:port` that answers, within one limit for all.
-async fn connect_tcp(address: &str) -> Result<TcpStream, ConnectError> {
-    let timed_out = || ConnectError::Timeout { address: address.to_owned(), after: TCP_CONNECT_MAX };
-    let connecting = async {
-        let found: Vec<SocketAddr> = tokio::net::lookup_host(address)
-            .await
-            .map_err(|source| ConnectError::Lookup { address: address.to_owned(), source })?
-            .collect();
-        TcpStream::connect(&*found).await.map_err(|source| match source.kind() {
-            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: address.to_owned() },
-            _ => ConnectError::Tcp { address: address.to_owned(), why: source.to_string(), source },
-        })
-    };
-    let tcp = timeout(TCP_CONNECT_MAX, connecting).await.map_err(|_| timed_out())??;
-    tcp.set_nodelay(true).map_err(|source| ConnectError::Tcp {
-        address: address.to_owned(),
-        why: source.to_string(),
-        source,
-    })?;
-    Ok(tcp)
 }

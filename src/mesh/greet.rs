@@ -11,7 +11,8 @@ use tonic::transport::Channel;
 
 use super::{
     Member, Seed, Shared,
-    connect::{self, ConnectError, Connections},
+    connect::{self, Connections},
+    dial::{ConnectError, Dialer},
     seed,
     view::{Change, Contact, Event, MEMBERS_MAX, Target},
 };
@@ -112,11 +113,11 @@ async fn greet_member(
     connections: &Connections,
     member: &Member,
 ) -> Result<Member, GreetError> {
-    let answer = match hello(shared, connections.control(member).await?).await {
+    let mut answer = match hello(shared, connections.dialer(), connections.control(member).await?).await {
         // The daemon may have gone or been restarted since the last greeting: dialing tells which.
         Err(GreetError::Call(_)) => {
             connections.forget_channel(&member.name);
-            hello(shared, connections.control(member).await?).await?
+            hello(shared, connections.dialer(), connections.control(member).await?).await?
         }
         answer => answer?,
     };
@@ -125,6 +126,9 @@ async fn greet_member(
             "it calls itself `{}` but its certificate names `{}` first",
             answer.name, member.name
         )));
+    }
+    if let Ok((host, _)) = seed::split(&member.address) {
+        answer.reached_at(&host);
     }
     checked_address(answer)
 }
@@ -135,13 +139,10 @@ async fn greet_contact(
     contact: &Contact,
 ) -> Result<Member, GreetError> {
     let connected = dial_contact(connections, contact).await?;
-    let (local, remote) = (connected.stream.tcp().local_addr(), connected.stream.tcp().peer_addr());
-    if let Ok(local) = local {
-        learn_own_address(shared, local.ip());
-    }
+    let remote = connected.stream.tcp().peer_addr();
     let certified = connected.peer_name.clone();
     let channel = connect::one_channel(&contact.address, connected).await?;
-    let mut answer = hello(shared, channel).await?;
+    let mut answer = hello(shared, connections.dialer(), channel).await?;
     if answer.name != certified {
         return Err(GreetError::Answer(format!(
             "it calls itself `{}` but its certificate names `{certified}` first",
@@ -149,7 +150,7 @@ async fn greet_contact(
         )));
     }
     if let Ok(remote) = remote {
-        answer.reached_at(remote.ip());
+        answer.reached_at(&remote.ip().to_string());
     }
     checked_address(answer)
 }
@@ -168,7 +169,7 @@ async fn dial_contact(
 ) -> Result<crate::identity::Connected, ConnectError> {
     let mut last = None;
     for name in &contact.names {
-        match connect::dial(connections.identity(), &contact.address, name, &[b"h2"]).await {
+        match connections.dialer().address(&contact.address, name, &[b"h2"]).await {
             Err(error @ ConnectError::Tls { .. }) => last = last.or(Some(error)),
             answer => return answer,
         }
@@ -176,19 +177,18 @@ async fn dial_contact(
     Err(last.unwrap_or(ConnectError::Refused { address: contact.address.clone() }))
 }
 
-/// Listening everywhere, we do not know under which address others reach us. The one from which we reach
-/// them is the best that a node can know by itself.
-fn learn_own_address(shared: &Shared, local: std::net::IpAddr) {
+/// Who we say that we are. Listening everywhere, we do not know under which address others reach us: the
+/// one from which we reach them is the best that a node can know by itself.
+fn introduce(shared: &Shared, dialer: &Dialer) -> Member {
     let mut view = shared.view.lock();
-    let mut me = view.me().clone();
-    if me.is_unspecified() {
-        me.reached_at(local);
-        view.advertise(me.address);
+    if let (true, Some(local)) = (super::advertised(&shared.settings).is_none(), dialer.local()) {
+        view.advertise(seed::join(&local.to_string(), shared.settings.listen.port()));
     }
+    view.me().clone()
 }
 
-async fn hello(shared: &Shared, channel: Channel) -> Result<Member, GreetError> {
-    let me = shared.view.lock().me().clone();
+async fn hello(shared: &Shared, dialer: &Dialer, channel: Channel) -> Result<Member, GreetError> {
+    let me = introduce(shared, dialer);
     let request = HelloRequest { version: wire::VERSION, from: Some(me.to_wire()) };
     let mut client = MembersClient::new(channel)
         .max_decoding_message_size(HELLO_LEN_MAX)

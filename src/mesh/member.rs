@@ -131,9 +131,9 @@ impl Member {
     }
 
     /// The address with `host` in place of `0.0.0.0` or `[::]`, which say nothing to others.
-    pub(super) fn reached_at(&mut self, host: IpAddr) {
+    pub(super) fn reached_at(&mut self, host: &str) {
         if let (true, Ok((_, port))) = (self.is_unspecified(), split(&self.address)) {
-            self.address = join(&host.to_string(), port);
+            self.address = join(host, port);
         }
     }
 

@@ -10,6 +10,7 @@
 //! held only for a decision. Without an identity there is no mesh: this node is alone and dials nobody.
 
 mod connect;
+mod dial;
 mod greet;
 mod member;
 mod rank;
@@ -24,7 +25,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 
-pub use connect::{ConnectError, GetError};
+pub use connect::GetError;
+pub use dial::ConnectError;
 pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
 pub use rank::hrw_rank;
 pub use rate::Rate;
@@ -119,7 +121,7 @@ impl Mesh {
         };
         let me = Member {
             name,
-            address: advertised(&settings),
+            address: advertised(&settings).unwrap_or_else(|| settings.listen.to_string()),
             zone: settings.zone.clone(),
             generation,
             role: settings.role,
@@ -311,13 +313,19 @@ impl Shared {
     }
 }
 
-/// `host:port` under which others reach this node; `0.0.0.0` if only dialing can tell.
-fn advertised(settings: &Settings) -> String {
-    let port = settings.listen.port();
+/// Whether `text` can stand in `[mesh] advertise`: a host, or `host:port`.
+#[must_use]
+pub fn is_advertisable(text: &str) -> bool {
+    seed::split(text).is_ok() || seed::split(&seed::join(text.trim_matches(['[', ']']), 1)).is_ok()
+}
+
+/// `host:port` under which others reach this node; `None` if only dialing can tell.
+fn advertised(settings: &Settings) -> Option<String> {
+    let listen = settings.listen;
     match settings.advertise.as_deref() {
-        None => settings.listen.to_string(),
-        Some(address) if seed::split(address).is_ok() => address.to_ascii_lowercase(),
-        Some(host) => seed::join(host.trim_matches(['[', ']']), port).to_ascii_lowercase(),
+        None => (!listen.ip().is_unspecified()).then(|| listen.to_string()),
+        Some(address) if seed::split(address).is_ok() => Some(address.to_ascii_lowercase()),
+        Some(host) => Some(seed::join(host.trim_matches(['[', ']']), listen.port()).to_ascii_lowercase()),
     }
 }
 

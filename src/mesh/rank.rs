@@ -49,9 +49,17 @@ mod tests {
             let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
             hrw_rank(&digest, &members).iter().map(|m| m.name.clone()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(["", "a", "b", "c"].map(order), ["", "", "", ""]);
+        assert_eq!(order(""), "node1 node2 node4 node3");
+        assert_eq!(order("a"), "node2 node1 node3 node4");
+        assert_eq!(order("b"), "node3 node4 node2 node1");
+        assert_eq!(order("c"), "node1 node3 node4 node2");
+        // The published value of the hash for no bytes at all: it is xxh3 with seed 0.
+        assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2);
         let empty = Digest::of(Algorithm::Sha256, b"");
-        assert_eq!(["node1", "a.b.example"].map(|name| weight(&empty, name)), [0, 0]);
+        assert_eq!(
+            ["node1", "a.b.example"].map(|name| weight(&empty, name)),
+            [0x2f36_8620_8ab0_eba5, 0xd593_d3c6_fbca_42f2]
+        );
     }
 
     #[test]

@@ -212,10 +212,14 @@ impl Adoption<'_> {
     /// Reads the file once, a piece at a time.
     fn prove(&self, source: Source) -> Result<Contents, AdoptError> {
         let layout = PieceLayout::of(self.len);
+        let (Source::Ours(from) | Source::Copy(from, _)) = &source;
+        // The name may have come to mean another file since its length was looked at.
+        if from.metadata().map_err(|source| self.unreadable(source))?.len() != self.len {
+            return Err(self.foreign());
+        }
         let mut builder = ChainBuilder::new(self.digest, self.len);
         let mut statements = Vec::with_capacity(layout.count() as usize);
         for index in 0..layout.count() {
-            let (Source::Ours(from) | Source::Copy(from, _)) = &source;
             let found = piece_file::read(from, layout, index).map_err(|source| self.unreadable(source))?;
             let Found::Bytes(bytes) = found else { return Err(self.foreign()) };
             builder.push(&bytes);
@@ -235,15 +239,19 @@ impl Adoption<'_> {
         tree.sync_data(&contents.file)?;
         tree.put(self.staged, tree::CHAIN, &chain_file::encode(&contents.chain))?;
         tree.put(self.staged, tree::PIECES, &journal::encode(layout, (0..).zip(&contents.statements)))?;
-        let claim = self.store.claims.claim(self.digest);
-        let faster = self.store.index.lock().blobs.contains_key(self.digest);
-        if !faster {
-            let linked = contents.file.metadata()?.nlink() > 1;
-            return self.store.publish(self.staged, contents, linked);
+        loop {
+            let claim = self.store.claims.claim(self.digest);
+            if !self.store.index.lock().blobs.contains_key(self.digest) {
+                let linked = contents.file.metadata()?.nlink() > 1;
+                return self.store.publish(self.staged, contents, linked);
+            }
+            drop(claim);
+            // Somebody was faster. If his has left the store again by now, ours is as good as ever.
+            if let Some(blob) = self.store.get(self.digest) {
+                self.store.discard(self.staged);
+                return Ok(blob);
+            }
         }
-        drop(claim);
-        self.store.discard(self.staged);
-        self.store.get(self.digest).ok_or_else(|| io::Error::other("it left the store again at once"))
     }
 
     fn foreign(&self) -> AdoptError {

@@ -51,6 +51,8 @@ impl Shared {
         let present = self.index.lock().present(digest);
         match present {
             Present::Proven => return Err(ArriveError::Proven { digest: digest.clone() }),
+            // Whoever abandoned it has not come round to deleting it.
+            Present::Arriving(inner) if inner.is_abandoned() => self.discard(&self.tree.arriving_dir(digest)),
             Present::Arriving(inner) if inner.layout().blob_len() == len => return Ok(Arriving::new(inner)),
             Present::Arriving(inner) => {
                 let arriving = inner.layout().blob_len();
@@ -62,11 +64,11 @@ impl Shared {
     }
 
     fn begin(self: &Arc<Self>, digest: &Digest, layout: PieceLayout) -> Result<Arriving, ArriveError> {
-        let failed = |source| ArriveError::Io { digest: digest.clone(), source };
         let dir = self.tree.arriving_dir(digest);
-        let statements = recheck(&dir, layout).map_err(failed)?;
-        let have = had(layout, &statements);
-        let progress = self.reserve(digest, layout, missing_bytes(layout, &have))?;
+        let statements =
+            recheck(&dir, layout).map_err(|source| ArriveError::Io { digest: digest.clone(), source })?;
+        let missing = missing_bytes(layout, &had(layout, &statements));
+        let progress = self.reserve(digest, layout, missing)?;
         match self.open_files(&dir, layout, statements) {
             Ok(files) => {
                 let inner = Inner::new(self, (digest, layout), files, progress);
@@ -75,7 +77,11 @@ impl Shared {
             }
             Err(source) => {
                 self.index.lock().opened(digest, Weak::new());
-                Err(failed(source))
+                Err(if source.kind() == io::ErrorKind::StorageFull {
+                    ArriveError::NoSpace { needed: missing, available: 0 }
+                } else {
+                    ArriveError::Io { digest: digest.clone(), source }
+                })
             }
         }
     }

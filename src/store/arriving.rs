@@ -26,7 +26,8 @@ use super::{
 };
 
 /// An arriving blob; one for each digest, whoever asks. All methods block, none for longer than a piece takes, but
-/// `commit`, which waits for the disk. What arrived stays on disk when the last handle is dropped.
+/// `commit`, which waits for the disk. What arrived stays on disk when the last handle is dropped. After `commit` drop
+/// it: while it is open the bytes of our file stay on disk, though containerd's has taken its place.
 #[derive(Clone)]
 pub struct Arriving(Arc<Inner>);
 
@@ -57,6 +58,8 @@ enum Stage {
     Arriving,
     /// All pieces are here and proven: nothing changes any more.
     Sealed,
+    /// Its directory is a blob's now, or was: the place where it lay may be another arrival's.
+    Committed,
     Abandoned,
 }
 
@@ -69,6 +72,8 @@ pub enum CommitError {
     OtherChain { digest: Digest, other: Digest },
     #[error("cannot commit {digest}: it was abandoned")]
     Abandoned { digest: Digest },
+    #[error("{digest} was committed and has left the store since")]
+    Left { digest: Digest },
     #[error("cannot commit {digest} to the store")]
     Io { digest: Digest, source: io::Error },
 }
@@ -108,6 +113,10 @@ impl Inner {
         self.layout
     }
 
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.pieces.lock().stage == Stage::Abandoned
+    }
+
     /// Tells the accounts how much is still to come.
     fn account(&self, pieces: &Pieces) {
         self.progress.set_missing(missing_bytes(self.layout, &pieces.have));
@@ -117,8 +126,10 @@ impl Inner {
     fn seal(&self) -> Result<Vec<Statement>, CommitError> {
         let digest = || self.digest.clone();
         let mut pieces = self.pieces.lock();
-        if pieces.stage == Stage::Abandoned {
-            return Err(CommitError::Abandoned { digest: digest() });
+        match pieces.stage {
+            Stage::Arriving | Stage::Sealed => {}
+            Stage::Committed => return Err(CommitError::Left { digest: digest() }),
+            Stage::Abandoned => return Err(CommitError::Abandoned { digest: digest() }),
         }
         let missing = self.layout.count() - pieces.have.len();
         let statements = pieces.statements.iter().copied().collect::<Option<Vec<_>>>();
@@ -252,9 +263,17 @@ impl Arriving {
                 Found::Bytes(_) | Found::Unreadable => {}
             }
         }
+        if let Some(blob) = self.committed() {
+            return blob.read(index);
+        }
         tracing::error!(digest = %inner.digest, piece = index, "a piece rotted while its blob was arriving: forgotten, to be fetched again; look at the disk");
         self.forget(index);
         Err(ReadError::Rotten { digest: digest(), index })
+    }
+
+    fn committed(&self) -> Option<Blob> {
+        let committed = self.0.pieces.lock().stage == Stage::Committed;
+        if committed { self.0.store.get(&self.0.digest) } else { None }
     }
 
     /// Piece `index` was convicted: it is not here any more.
@@ -282,6 +301,7 @@ impl Arriving {
         let digest = || inner.digest.clone();
         let _ending = inner.ending.lock();
         if let Some(blob) = inner.store.get(&inner.digest) {
+            inner.set_stage(Stage::Committed);
             inner.store.end_arrival(&inner.digest, self);
             return Ok(blob);
         }
@@ -289,10 +309,9 @@ impl Arriving {
             return Err(CommitError::OtherChain { digest: digest(), other: chain.digest().clone() });
         }
         let statements = inner.seal()?;
-        inner.publish(chain, statements).map_err(|source| {
-            inner.set_stage(Stage::Arriving);
-            CommitError::Io { digest: digest(), source }
-        })
+        let published = inner.publish(chain, statements);
+        inner.set_stage(if published.is_ok() { Stage::Committed } else { Stage::Arriving });
+        published.map_err(|source| CommitError::Io { digest: digest(), source })
     }
 
     /// Deletes what arrived.

@@ -13,10 +13,21 @@ use super::tree;
 
 /// What came of trying to lock.
 pub(super) enum Locked {
-    /// Ours until the file is closed, by whatever death.
-    Ours(File),
+    Ours(Lock),
     /// Another daemon's, with its process id where it could be read.
     Theirs(Option<u32>),
+}
+
+/// Holds until it is dropped, or the process ends by whatever death.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked and has not yet become another program has the file, too.
+        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!(%error, "cannot unlock the store");
+        }
+    }
 }
 
 /// Locks the store in `dir` and notes our process id for whoever comes second.
@@ -34,7 +45,7 @@ pub(super) fn lock(dir: &Path) -> io::Result<Locked> {
     file.set_len(0)?;
     file.rewind()?;
     write!(file, "{}", std::process::id())?;
-    Ok(Locked::Ours(file))
+    Ok(Locked::Ours(Lock(file)))
 }
 
 fn holder(file: &File) -> Option<u32> {

@@ -23,7 +23,7 @@ use super::{
     file_id::FileId,
     host::{Host, Space},
     index::{Held, Index, Partial, Progress},
-    lock::{self, Locked},
+    lock::{self, Lock, Locked},
     policy::{Candidate, Kind},
     tree::{self, Tree},
 };
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub(super) index: Mutex<Index>,
     pub(super) limits: Limits,
     pub(super) said_that_it_copies: Once,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The settings with their defaults filled in; bytes.

@@ -14,12 +14,14 @@
 //! One name is one member. A daemon that started later (its generation) takes the place of an earlier one;
 //! what answers at the address that we know is believed even if a clock ran backwards between.
 
+mod decide;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use super::{Member, MemberState};
+use crate::mesh::{Member, MemberState};
 
 /// How often a member that is alive is greeted. With [`MISSES_MAX`] it is noticed within about 3 s that a
 /// member has gone silent; one that is dead refuses the connection and is noticed at the next greeting.
@@ -35,27 +37,27 @@ const RETRY_EVERY_MAX: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// Every member is greeted by every other each second: 10,000 are 10,000 small requests a second on each
 /// node, which is where this form of membership ends.
-pub(super) const MEMBERS_MAX: usize = 10_000;
+pub(in crate::mesh) const MEMBERS_MAX: usize = 10_000;
 
 /// An address that may belong to a member, and the names its certificate may carry for it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Contact {
+pub(in crate::mesh) struct Contact {
     /// `host:port` to dial.
-    pub(super) address: String,
+    pub(in crate::mesh) address: String,
     /// A certificate that names any of these is the one we look for.
-    pub(super) names: Vec<String>,
+    pub(in crate::mesh) names: Vec<String>,
 }
 
 /// Whom to greet next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(in crate::mesh) enum Target {
     Contact(Contact),
     Member { member: Member, alive: bool },
 }
 
 /// What happened outside.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(in crate::mesh) enum Event {
     /// The target answered, proven to be `member`.
     Answered { target: Target, member: Member },
     /// It did not. `final_` if asking again at once is pointless: nothing listens there, or it refused us.
@@ -68,7 +70,7 @@ pub(super) enum Event {
 
 /// What the view has become: for logs, and for the connections that end with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::mesh) enum Change {
     Joined(Member),
     /// Another daemon under a known name; connections to the old one are dead.
     Replaced {
@@ -96,7 +98,7 @@ pub(super) enum Change {
 
 /// Why somebody who greets us is turned away.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(in crate::mesh) enum Refusal {
     #[error(
         "another member at {stays} is also called `{name}`: give each node a certificate of its own name"
     )]
@@ -146,7 +148,7 @@ enum Key {
 
 /// The members, as this node sees them.
 #[derive(Debug)]
-pub(super) struct View {
+pub(in crate::mesh) struct View {
     me: Member,
     members: BTreeMap<String, Entry>,
     contacts: BTreeMap<Contact, ContactEntry>,
@@ -157,7 +159,7 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(me: Member) -> Self {
+    pub(in crate::mesh) fn new(me: Member) -> Self {
         Self {
             me,
             members: BTreeMap::new(),
@@ -168,17 +170,17 @@ impl View {
         }
     }
 
-    pub(super) fn me(&self) -> &Member {
+    pub(in crate::mesh) fn me(&self) -> &Member {
         &self.me
     }
 
     /// We have learned under which address the others reach us.
-    pub(super) fn advertise(&mut self, address: String) {
+    pub(in crate::mesh) fn advertise(&mut self, address: String) {
         self.me.address = address;
     }
 
     /// Who can be dialed now, this node included, by name.
-    pub(super) fn live(&self) -> Vec<&Member> {
+    pub(in crate::mesh) fn live(&self) -> Vec<&Member> {
         let alive = self.members.values().filter(|entry| matches!(entry.health, Health::Alive { .. }));
         let mut live: Vec<&Member> = alive.map(|entry| &entry.member).chain([&self.me]).collect();
         live.sort_by(|a, b| a.name.cmp(&b.name));
@@ -186,7 +188,7 @@ impl View {
     }
 
     /// Everybody, and contacts that have not answered yet under their address.
-    pub(super) fn all(&self) -> Vec<(Member, MemberState)> {
+    pub(in crate::mesh) fn all(&self) -> Vec<(Member, MemberState)> {
         let members = self.members.values().map(|entry| (entry.member.clone(), entry.health.state()));
         let contacts = self.contacts.iter().filter_map(|(contact, entry)| match &entry.met {
             Met::Nobody { reason: Some(reason), .. } => Some((
@@ -195,7 +197,7 @@ impl View {
                     address: contact.address.clone(),
                     zone: None,
                     generation: 0,
-                    role: super::Role::Peer,
+                    role: crate::mesh::Role::Peer,
                 },
                 MemberState::Unreachable { reason: reason.clone() },
             )),
@@ -208,12 +210,12 @@ impl View {
     }
 
     /// When [`Self::due`] has something next.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(in crate::mesh) fn next_due(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }
 
     /// Up to `room` targets whose time has come. Each is silent until its outcome is applied.
-    pub(super) fn due(&mut self, now: Instant, room: usize) -> (Vec<Target>, Vec<Change>) {
+    pub(in crate::mesh) fn due(&mut self, now: Instant, room: usize) -> (Vec<Target>, Vec<Change>) {
         let (mut targets, mut changes) = (Vec::new(), Vec::new());
         while targets.len() < room {
             let Some((_, key)) = self.queue.first().filter(|(at, _)| *at <= now).cloned() else { break };
@@ -252,7 +254,7 @@ impl View {
         targets.push(Target::Member { member: entry.member.clone(), alive });
     }
 
-    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Vec<Change> {
+    pub(in crate::mesh) fn apply(&mut self, event: Event, now: Instant) -> Vec<Change> {
         match event {
             Event::Answered { target: Target::Contact(contact), member } => {
                 self.contact_answered(&contact, member, now)
@@ -275,187 +277,6 @@ impl View {
                 Vec::new()
             }
         }
-    }
-
-    /// Somebody greeted us and is proven to have the name that it gives.
-    pub(super) fn called(&mut self, member: Member, now: Instant) -> Result<Vec<Change>, Refusal> {
-        if member.name == self.me.name {
-            if member.generation == self.me.generation {
-                return Ok(Vec::new());
-            }
-            return Err(Refusal::NameTaken { name: member.name, stays: self.me.address.clone() });
-        }
-        let Some(entry) = self.members.get(&member.name) else {
-            if self.members.len() >= MEMBERS_MAX {
-                return Err(Refusal::Full);
-            }
-            return Ok(self.join(member, now).into_iter().collect());
-        };
-        if entry.member == member {
-            if matches!(entry.health, Health::Unreachable { .. }) {
-                self.hurry(&member.name, now);
-            }
-            return Ok(Vec::new());
-        }
-        if member.generation >= entry.member.generation {
-            return Ok(vec![self.replace(member, now)]);
-        }
-        // Started earlier, yet calling: either two daemons share the name, or a clock ran backwards over a
-        // restart. The address that we know decides which.
-        let stays = entry.member.address.clone();
-        let alive = matches!(entry.health, Health::Alive { .. });
-        self.hurry(&member.name, now);
-        if stays == member.address || !alive {
-            return Ok(Vec::new());
-        }
-        Err(Refusal::NameTaken { name: member.name, stays })
-    }
-
-    fn contact_answered(&mut self, contact: &Contact, member: Member, now: Instant) -> Vec<Change> {
-        let myself = member.name == self.me.name && member.generation == self.me.generation;
-        let met = if myself { Met::Myself } else { Met::Member(member.name.clone()) };
-        let Some(entry) = self.contacts.get_mut(contact) else { return Vec::new() };
-        entry.met = met;
-        self.schedule(Key::Contact(contact.clone()), now + RETRY_EVERY_MAX);
-        if myself {
-            return Vec::new();
-        }
-        if member.name == self.me.name {
-            return self.conflict(&member.name, self.me.address.clone(), contact.address.clone());
-        }
-        match self.members.get(&member.name) {
-            None => self.join(member, now).into_iter().collect(),
-            Some(known) if known.member == member => {
-                self.hurry_unless_alive(&member.name, now);
-                Vec::new()
-            }
-            Some(known) if member.generation >= known.member.generation => vec![self.replace(member, now)],
-            Some(known) if matches!(known.health, Health::Alive { .. }) => {
-                let stays = known.member.address.clone();
-                self.conflict(&member.name, stays, member.address)
-            }
-            // The newer one is gone and the older one is here.
-            Some(_) => vec![self.replace(member, now)],
-        }
-    }
-
-    fn member_answered(&mut self, asked: &Member, member: Member, now: Instant) -> Vec<Change> {
-        let Some(entry) = self.members.get_mut(&asked.name).filter(|entry| entry.member == *asked) else {
-            return Vec::new();
-        };
-        let was_alive = matches!(entry.health, Health::Alive { .. });
-        entry.health = Health::Alive { misses: 0 };
-        let old = std::mem::replace(&mut entry.member, member.clone());
-        self.schedule(Key::Member(asked.name.clone()), now + GREET_EVERY);
-        if old != member {
-            // It says that it is elsewhere now: believed when it answers there.
-            if old.address != member.address {
-                self.members.get_mut(&asked.name).expect("just seen").health = Health::Joining;
-                self.hurry(&asked.name, now);
-            }
-            return vec![Change::Replaced { old, new: member }];
-        }
-        if was_alive { Vec::new() } else { vec![Change::Joined(member)] }
-    }
-
-    fn contact_failed(&mut self, contact: &Contact, reason: String, now: Instant) -> Vec<Change> {
-        let Some(entry) = self.contacts.get_mut(contact) else { return Vec::new() };
-        let (retry_at, news) = match &mut entry.met {
-            Met::Nobody { reason: told, retry_after } => {
-                let retry_at = now + *retry_after;
-                *retry_after = (*retry_after * 2).min(RETRY_EVERY_MAX);
-                (retry_at, told.replace(reason.clone()).as_ref() != Some(&reason))
-            }
-            // Whose it was is unreachable too, and that has been told.
-            Met::Member(_) | Met::Myself => (now + RETRY_EVERY_MAX, false),
-        };
-        self.schedule(Key::Contact(contact.clone()), retry_at);
-        if news { vec![Change::Silent { contact: contact.clone(), reason }] } else { Vec::new() }
-    }
-
-    fn member_failed(&mut self, asked: &Member, reason: String, is_final: bool, now: Instant) -> Vec<Change> {
-        let Some(entry) = self.members.get_mut(&asked.name).filter(|entry| entry.member == *asked) else {
-            return Vec::new();
-        };
-        let mut changes = Vec::new();
-        let retry_after = match &mut entry.health {
-            Health::Alive { misses } if !is_final && *misses + 1 < MISSES_MAX => {
-                *misses += 1;
-                // The greeting has already waited out its second.
-                Duration::ZERO
-            }
-            Health::Unreachable { reason: told, retry_after, .. } => {
-                *retry_after = (*retry_after * 2).min(RETRY_EVERY_MAX);
-                let retry_after = *retry_after;
-                if *told != reason {
-                    told.clone_from(&reason);
-                    changes.push(Change::Unreachable { member: asked.clone(), reason });
-                }
-                retry_after
-            }
-            Health::Alive { .. } | Health::Joining => {
-                entry.health =
-                    Health::Unreachable { reason: reason.clone(), since: now, retry_after: GREET_EVERY };
-                changes.push(Change::Unreachable { member: asked.clone(), reason });
-                GREET_EVERY
-            }
-        };
-        self.schedule(Key::Member(asked.name.clone()), now + retry_after);
-        changes
-    }
-
-    fn resolved(&mut self, seed: &str, contacts: BTreeSet<Contact>, now: Instant) {
-        let mut gone = Vec::new();
-        for (contact, entry) in &mut self.contacts {
-            if !contacts.contains(contact) && entry.seeds.remove(seed) && entry.seeds.is_empty() {
-                gone.push(contact.clone());
-            }
-        }
-        for contact in gone {
-            self.unschedule(&Key::Contact(contact.clone()));
-            self.contacts.remove(&contact);
-        }
-        for contact in contacts {
-            if let Some(entry) = self.contacts.get_mut(&contact) {
-                entry.seeds.insert(seed.to_owned());
-            } else if self.contacts.len() < MEMBERS_MAX {
-                let met = Met::Nobody { reason: None, retry_after: GREET_EVERY };
-                let seeds = BTreeSet::from([seed.to_owned()]);
-                self.contacts.insert(contact.clone(), ContactEntry { seeds, met, next: None });
-                self.schedule(Key::Contact(contact), now);
-            }
-        }
-    }
-
-    /// A member that was not known; greeted at once.
-    fn join(&mut self, member: Member, now: Instant) -> Option<Change> {
-        if self.members.len() >= MEMBERS_MAX {
-            return (!std::mem::replace(&mut self.full_told, true)).then_some(Change::Full);
-        }
-        let name = member.name.clone();
-        self.members.insert(name.clone(), Entry { member, health: Health::Joining, next: None });
-        self.schedule(Key::Member(name), now);
-        None
-    }
-
-    fn replace(&mut self, member: Member, now: Instant) -> Change {
-        let name = member.name.clone();
-        let entry = self.members.get_mut(&name).expect("only a known member is replaced");
-        let old = std::mem::replace(&mut entry.member, member.clone());
-        entry.health = Health::Joining;
-        self.schedule(Key::Member(name), now);
-        Change::Replaced { old, new: member }
-    }
-
-    fn conflict(&mut self, name: &str, stays: String, ignored: String) -> Vec<Change> {
-        // Told once for each pair; forgotten all at once, so that a churn of names cannot fill memory.
-        if self.conflicts.len() >= MEMBERS_MAX {
-            self.conflicts.clear();
-        }
-        if !self.conflicts.insert((name.to_owned(), ignored.clone())) {
-            return Vec::new();
-        }
-        vec![Change::Conflict { name: name.to_owned(), stays, ignored }]
     }
 
     fn hurry(&mut self, name: &str, now: Instant) {
@@ -502,3 +323,6 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
