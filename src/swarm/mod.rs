@@ -10,3 +10,6 @@
 pub mod exchange;
 pub mod message;
 pub mod tracker;
+mod trackers;
+
+pub use trackers::{Seat, TrackError, Trackers};

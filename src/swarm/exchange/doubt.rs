@@ -6,7 +6,7 @@ use super::{Action, ChainState, Claim, Exchange, peers::Peer};
 use crate::{
     mesh::Member,
     piece::Statement,
-    swarm::message::{Name, Report, Verdict},
+    swarm::message::{Failure, Name, Report, Verdict},
 };
 
 impl Exchange {
@@ -61,16 +61,8 @@ impl Exchange {
     pub fn audited(&mut self, found: Option<Verdict>, now: Instant) {
         self.auditing = false;
         match found {
-            Some(Verdict::Differs { index, statement }) => {
-                let claim = self.held.get(&index).filter(|claim| claim.statement != statement).cloned();
-                if let Some(Claim { statement: wrong, voucher }) = claim {
-                    self.actions.push(Action::Judge { voucher, index, wrong });
-                }
-                self.actions.push(Action::Tell(Report::Verdict(Verdict::Differs { index, statement })));
-            }
-            Some(Verdict::Clean) => self.actions.push(Action::Tell(Report::Verdict(Verdict::Clean))),
+            Some(verdict) => self.actions.push(Action::Tell(Report::Verdict(verdict))),
             None => {
-                use crate::swarm::message::Failure;
                 let run = 0..self.layout.count();
                 let reason = "audit".to_owned();
                 self.actions.push(Action::Tell(Report::Returned { run, failure: Failure::Final, reason }));
@@ -81,12 +73,13 @@ impl Exchange {
 
     /// Vouchers take turns, so that a liar is found after about as many pieces as there are vouchers.
     pub(super) fn audit(&mut self) {
-        let mut by_voucher: BTreeMap<&Name, Vec<(u32, Statement)>> = BTreeMap::new();
+        let mut by_voucher: BTreeMap<&Name, Vec<(u32, Statement, Name)>> = BTreeMap::new();
         for (&index, claim) in self.held.iter().filter(|(_, c)| c.voucher != self.setting.me.name) {
-            by_voucher.entry(&claim.voucher).or_default().push((index, claim.statement));
+            let piece = (index, claim.statement, claim.voucher.clone());
+            by_voucher.entry(&claim.voucher).or_default().push(piece);
         }
         let longest = by_voucher.values().map(Vec::len).max().unwrap_or(0);
-        let turn = |nth: usize| by_voucher.values().filter_map(move |pieces| pieces.get(nth)).copied();
+        let turn = |nth: usize| by_voucher.values().filter_map(move |pieces| pieces.get(nth)).cloned();
         let order = (0..longest).flat_map(turn).collect();
         self.auditing = true;
         self.actions.push(Action::Audit { order });
@@ -131,6 +124,11 @@ impl Exchange {
         } else {
             self.ask_sponsor.insert(index);
         }
+    }
+
+    /// This node has convicted the member: it is not asked again.
+    pub fn ban(&mut self, name: &str) {
+        self.strike_out(&name.to_owned());
     }
 
     /// The sponsor could not make its chain true.

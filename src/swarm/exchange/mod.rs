@@ -22,7 +22,7 @@ use std::{
 use rand::{SeedableRng, rngs::SmallRng};
 
 use self::peers::Peer;
-use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run, Verdict};
+use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run};
 use crate::{
     mesh::Member,
     oci::Digest,
@@ -62,8 +62,8 @@ pub enum Action {
     Tell(Report),
     /// The piece is not what it should be: it leaves the store, and readers behind it rewind.
     Forget { index: u32 },
-    /// Read these from the origin, in this order, until one differs.
-    Audit { order: Vec<(u32, Statement)> },
+    /// Read these from the origin, in this order, until one differs; then judge its voucher.
+    Audit { order: Vec<(u32, Statement, Name)> },
     /// `voucher` stated `wrong` for a piece whose true bytes are known: if it says so itself, ban it.
     Judge { voucher: Name, index: u32, wrong: Statement },
     Fail { reason: String },

@@ -124,6 +124,12 @@ impl Swarm {
         std::mem::take(&mut self.events)
     }
 
+    /// Whether the member is still in the swarm.
+    #[must_use]
+    pub fn has(&self, handle: Handle) -> bool {
+        self.members.contains_key(&handle)
+    }
+
     /// Whether it can be forgotten.
     #[must_use]
     pub fn is_over(&self, now: Instant) -> bool {
@@ -191,6 +197,17 @@ impl Swarm {
         if let Some(puller) = self.members.get_mut(&handle) {
             puller.heard_at = now;
         }
+    }
+
+    /// It has nothing to say: whatever it had to announce has come.
+    pub fn beat(&mut self, handle: Handle, now: Instant) {
+        self.heard(handle, now);
+        if let Some(puller) = self.members.get_mut(&handle) {
+            puller.to_announce = 0;
+            let name = puller.member.name.clone();
+            self.polled.remove(&name);
+        }
+        self.settle(now);
     }
 
     /// The stream ended, or the mesh lost the member.
