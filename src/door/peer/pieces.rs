@@ -14,13 +14,7 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Door;
-use crate::{
-    mesh::Role,
-    oci::Digest,
-    piece::Statement,
-    pull::Here,
-    store::ReadError,
-};
+use crate::{mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError};
 
 /// Uploads at a time, each at full speed: finishing a few fast doubles the supply each round, and four keep the
 /// link full when one receiver is slow.
@@ -42,7 +36,9 @@ impl Door {
         if request.method() != Method::GET {
             return empty(StatusCode::METHOD_NOT_ALLOWED);
         }
-        let Some((digest, asked)) = parse(request.uri().path()) else { return empty(StatusCode::BAD_REQUEST) };
+        let Some((digest, asked)) = parse(request.uri().path()) else {
+            return empty(StatusCode::BAD_REQUEST);
+        };
         if self.parts.mesh.me().role == Role::Leech {
             return empty(StatusCode::NOT_FOUND);
         }

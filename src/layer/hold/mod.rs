@@ -90,6 +90,8 @@ pub enum Held {
 pub enum End {
     /// The blob is in the namespace: containerd goes on at once.
     BlobCommitted,
+    /// Neither mesh nor origin has the blob.
+    PullFailed,
     /// No pull is left that waits for it: the last extract key was removed.
     KeyRemoved,
     PrepareCancelled,
@@ -108,6 +110,7 @@ impl End {
     pub fn reason(self) -> &'static str {
         match self {
             Self::BlobCommitted => "blob_committed",
+            Self::PullFailed => "pull_failed",
             Self::KeyRemoved => "key_removed",
             Self::PrepareCancelled => "prepare_cancelled",
             Self::IdleMax => "hold_idle_max",
@@ -121,7 +124,7 @@ impl End {
     #[must_use]
     pub fn declines(self) -> bool {
         match self {
-            Self::IdleMax | Self::TotalMax | Self::Lost | Self::Shutdown => true,
+            Self::PullFailed | Self::IdleMax | Self::TotalMax | Self::Lost | Self::Shutdown => true,
             Self::BlobCommitted | Self::KeyRemoved | Self::PrepareCancelled => false,
         }
     }
@@ -243,7 +246,12 @@ impl Holder {
 
     /// The blob is in the namespace's content store.
     pub fn blob_committed(&self, namespace: &str, digest: &Digest) {
-        self.post(End::BlobCommitted, |table| table.blob_committed(namespace, digest));
+        self.post(End::BlobCommitted, |table| table.blob_settled(namespace, digest, End::BlobCommitted));
+    }
+
+    /// Neither mesh nor origin has the blob: containerd may fetch it.
+    pub fn pull_failed(&self, namespace: &str, digest: &Digest) {
+        self.post(End::PullFailed, |table| table.blob_settled(namespace, digest, End::PullFailed));
     }
 
     /// A piece of the blob was proven just now.
@@ -352,7 +360,12 @@ impl Inner {
         match end {
             // Dropping the stream is enough: there is nothing to wait for, or nobody.
             End::Lost | End::Shutdown => drop(held),
-            End::BlobCommitted | End::KeyRemoved | End::PrepareCancelled | End::IdleMax | End::TotalMax => {
+            End::BlobCommitted
+            | End::PullFailed
+            | End::KeyRemoved
+            | End::PrepareCancelled
+            | End::IdleMax
+            | End::TotalMax => {
                 held.release().await;
             }
         }

@@ -147,11 +147,9 @@ impl Table {
         }
     }
 
-    /// A blob is there; its holds in that namespace are to be ended.
-    pub(super) fn blob_committed(&mut self, namespace: &str, digest: &Digest) -> Vec<RefKey> {
-        self.end_where(End::BlobCommitted, |ref_key, entry| {
-            ref_key.namespace == namespace && entry.digest == *digest
-        })
+    /// A blob is there, or its pull has failed; its holds in that namespace are to be ended.
+    pub(super) fn blob_settled(&mut self, namespace: &str, digest: &Digest, end: End) -> Vec<RefKey> {
+        self.end_where(end, |ref_key, entry| ref_key.namespace == namespace && entry.digest == *digest)
     }
 
     /// A piece of the blob was proven.
@@ -189,7 +187,7 @@ impl Table {
     /// The ref is free.
     pub(super) fn ended(&mut self, ref_key: &RefKey, end: End, now: Instant) {
         match end {
-            End::IdleMax | End::TotalMax => {
+            End::PullFailed | End::IdleMax | End::TotalMax => {
                 let Some(entry) = self.refs.get_mut(ref_key) else { return };
                 entry.phase = Phase::Yielded { end, until: now + YIELD_MAX };
                 let digest = entry.digest.clone();

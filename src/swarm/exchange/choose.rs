@@ -34,8 +34,12 @@ impl Exchange {
             if usable.is_empty() {
                 return;
             }
-            let Some(index) = self.next_piece(&usable).or_else(|| self.straggler(&usable, now)) else { return };
-            let Some((check, peer)) = self.check_for(index).zip(self.best_peer(&usable, index)) else { return };
+            let Some(index) = self.next_piece(&usable).or_else(|| self.straggler(&usable, now)) else {
+                return;
+            };
+            let Some((check, peer)) = self.check_for(index).zip(self.best_peer(&usable, index)) else {
+                return;
+            };
             self.send(index, check, peer, now);
         }
     }
@@ -118,8 +122,7 @@ impl Exchange {
     fn best_peer(&mut self, usable: &[Name], index: u32) -> Option<Name> {
         let asked = self.requests.get(&index);
         let new = |name: &&Name| asked.is_none_or(|all| all.iter().all(|request| request.peer != **name));
-        let able: Vec<&Name> =
-            usable.iter().filter(|name| self.may_give(name, index)).filter(new).collect();
+        let able: Vec<&Name> = usable.iter().filter(|name| self.may_give(name, index)).filter(new).collect();
         let load = |peer: &Peer| (peer.wrong, peer.failures, peer.requests);
         let least = able.iter().map(|name| load(&self.peers[*name])).min()?;
         let ties: Vec<&Name> = able.into_iter().filter(|name| load(&self.peers[*name]) == least).collect();

@@ -84,7 +84,7 @@ fn a_client_that_comes_back_while_the_ref_is_opened_keeps_it() {
 fn a_blob_that_comes_while_the_ref_is_opened_ends_the_hold() {
     let mut story = Story::new();
     assert_eq!(story.ask("a", "first"), Asked::Open);
-    assert_eq!(story.table.blob_committed("k8s.io", &digest("a")), []);
+    assert_eq!(story.table.blob_settled("k8s.io", &digest("a"), End::BlobCommitted), []);
     assert_eq!(story.ask("a", "second"), Asked::Wait);
     assert_eq!(story.table.opened(&ref_key("a"), story.now), Some(End::BlobCommitted));
 }
@@ -97,8 +97,8 @@ fn a_blob_ends_holds_of_its_own_namespace_only() {
     let elsewhere = RefKey { namespace: "default".into(), ..ref_key("a") };
     assert_eq!(story.table.ask(&elsewhere, &digest("a"), "other", story.now), Asked::Open);
     assert_eq!(story.table.opened(&elsewhere, story.now), None);
-    assert_eq!(story.table.blob_committed("k8s.io", &digest("a")), [ref_key("a")]);
-    assert_eq!(story.table.blob_committed("default", &digest("a")), [elsewhere]);
+    assert_eq!(story.table.blob_settled("k8s.io", &digest("a"), End::BlobCommitted), [ref_key("a")]);
+    assert_eq!(story.table.blob_settled("default", &digest("a"), End::BlobCommitted), [elsewhere]);
 }
 
 #[test]
