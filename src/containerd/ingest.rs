@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, pin::pin, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use super::{
     CallError, Namespace,
@@ -24,7 +25,8 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 /// A blob that is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ingest {
-    /// A name that nobody else uses: never containerd's own `layer-…`, where unproven bytes would poison later pulls.
+    /// A name that nobody else uses, and we only once at a time: never containerd's own `layer-…`, where unproven
+    /// bytes would poison later pulls.
     pub r#ref: String,
     pub digest: Digest,
     /// Bytes of the blob.
@@ -104,7 +106,11 @@ impl Namespace {
     /// Opens the ref with nothing in it, or finds that the blob needs no writing.
     async fn open_whole(&self, ingest: &Ingest) -> Result<Whole, IngestError> {
         // containerd would go on from what an earlier try left, hashing it inside its write transaction. It is
-        // cheaper to throw that away and begin anew, once.
+        // cheaper to throw that away, best before the ref is opened.
+        if self.status(&ingest.r#ref).await?.is_some() {
+            self.throw_away(&ingest.r#ref).await?;
+        }
+        // Twice: a stream of ours that is going away may still leave something.
         for _ in 0..2 {
             let (session, offset) = match self.open_unlocked(ingest).await? {
                 None => return Ok(Whole::Done(Ingested::Existed)),
@@ -136,19 +142,49 @@ impl Namespace {
             len: ingest.len,
             lease: ingest.lease.as_deref(),
         };
-        let deadline = Instant::now() + LOCKED_MAX;
-        let mut pause = RETRY_FIRST;
+        let mut patience = Patience::new();
         loop {
             match Session::open(self, target).await? {
                 Opened::Exists => return Ok(None),
                 Opened::Ours { session, offset } => return Ok(Some((session, offset))),
-                Opened::Locked if Instant::now() >= deadline => {
-                    return Err(IngestError::Locked { r#ref: ingest.r#ref.clone() });
-                }
-                Opened::Locked => sleep(pause).await,
+                Opened::Locked if patience.wait().await => {}
+                Opened::Locked => return Err(IngestError::Locked { r#ref: ingest.r#ref.clone() }),
             }
-            pause = (pause * 2).min(RETRY_MAX);
         }
+    }
+
+    /// Aborts what an earlier try left. While its stream is still going away, containerd may write and remove at the
+    /// same time, and trip over itself ("directory not empty").
+    async fn throw_away(&self, r#ref: &str) -> Result<(), CallError> {
+        let mut patience = Patience::new();
+        loop {
+            match self.abort(r#ref).await {
+                Err(error) if error.code() == Some(Code::Unknown) && patience.wait().await => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Pauses between tries, until [`LOCKED_MAX`] is over.
+struct Patience {
+    deadline: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { deadline: Instant::now() + LOCKED_MAX, pause: RETRY_FIRST }
+    }
+
+    /// Pauses; `false`, at once, if the time is over.
+    async fn wait(&mut self) -> bool {
+        if Instant::now() >= self.deadline {
+            return false;
+        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+        true
     }
 }
 

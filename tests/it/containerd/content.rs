@@ -129,6 +129,17 @@ async fn what_a_dropped_ingest_left_is_thrown_away() {
 }
 
 #[tokio::test]
+async fn what_was_left_under_another_length_is_thrown_away() {
+    let Some(daemon) = Daemon::start() else { return };
+    let namespace = daemon.namespace("k8s.io").await;
+    let blob = bytes("lied about", 3 << 20);
+    let ingest = ingest_of(&blob);
+    let lie = Ingest { len: 9 << 20, ..ingest.clone() };
+    leave_part(&namespace, &lie, pieces(&blob)).await;
+    assert_eq!(namespace.ingest(&ingest, pieces(&blob)).await.unwrap(), Ingested::Written);
+}
+
+#[tokio::test]
 async fn all_bytes_but_wrong_ones_left_behind_do_not_poison_the_ref() {
     let Some(daemon) = Daemon::start() else { return };
     let namespace = daemon.namespace("k8s.io").await;
