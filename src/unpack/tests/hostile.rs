@@ -166,9 +166,16 @@ fn broken_compression_is_refused_and_a_failing_source_is_not() {
         let error = unpack(&layer, broken, &Staging::new().path()).unwrap_err();
         assert!(matches!(error, UnpackError::Refused { reason: Refusal::Compression(_), .. }), "{error:?}");
     }
-    let failing = io::Read::chain(&gzipped[..30], Failing);
-    let error = unpack(&layer, failing, &Staging::new().path()).unwrap_err();
-    assert!(matches!(&error, UnpackError::Read(source) if source.kind() == io::ErrorKind::ConnectionReset));
+    let zstd = zstd_window(&tar, 20);
+    for (bytes, arrived) in
+        [(&gzipped, 0), (&gzipped, 5), (&gzipped, 30), (&zstd, 3), (&zstd, 5), (&zstd, 20), (&tar, 700)]
+    {
+        let failing = io::Read::chain(&bytes[..arrived], Failing);
+        let error = unpack(&layer, failing, &Staging::new().path()).unwrap_err();
+        let is_the_sources =
+            matches!(&error, UnpackError::Read(source) if source.kind() == io::ErrorKind::ConnectionReset);
+        assert!(is_the_sources, "after {arrived}: {error:?}");
+    }
 }
 
 fn zstd_window(bytes: &[u8], log: u32) -> Vec<u8> {
