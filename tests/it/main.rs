@@ -1,5 +1,7 @@
 //! Flotilla as its users meet it: one test binary, one file a part.
 
+#![allow(clippy::unwrap_used, reason = "a story says what went wrong by panicking")]
+
 mod architecture;
 mod containerd;
 mod lab;
@@ -7,6 +9,7 @@ mod origin;
 mod real_stock;
 mod registry;
 mod snapshots;
+mod systemd;
 mod tree;
 mod unpack_compare;
 mod unpack_containerd;

@@ -1,9 +1,19 @@
 //! The lab itself: every containerd pulls and runs without Flotilla, so that a story that fails with it
 //! fails because of it.
 
-use crate::lab::{Lab, containerd::Programs, samples, story::on_every_containerd};
+use std::process::Command;
 
-on_every_containerd!(pulls_and_runs, survives_a_restart, brings_odd_images);
+use crate::lab::{
+    Lab,
+    containerd::{self, Programs},
+    net::SHAPE_100_MBIT,
+    process::output,
+    samples,
+    story::{missing, on_every_containerd},
+    tool,
+};
+
+on_every_containerd!(pulls_and_runs, survives_a_restart, brings_odd_images, speaks_to_other_clients);
 
 fn pulls_and_runs(lab: &Lab, containerd: Programs) {
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
@@ -78,4 +88,50 @@ fn brings_odd_images(lab: &Lab, containerd: Programs) {
     assert_eq!(pulled("demo/twins:v1", &["/bin/echo", "twins"]), "twins\n");
     pulled("demo/sharing:a", &["/bin/ls", "/noise/12"]);
     pulled("demo/sharing:b", &["/bin/ls", "/noise/13"]);
+}
+
+fn speaks_to_other_clients(lab: &Lab, containerd: Programs) {
+    let (Some(crictl), Some(nerdctl)) = (tool("crictl"), tool("nerdctl")) else {
+        eprintln!("skipped: no crictl and nerdctl here; cargo xtask setup builds them where Go is");
+        return;
+    };
+    samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name("demo/small:v1");
+    let node = lab.node(&containerd).stock().start().unwrap();
+    let socket = node.containerd.socket().display().to_string();
+
+    let mut pull = Command::new(crictl);
+    pull.args(["--runtime-endpoint", &format!("unix://{socket}"), "pull", &name]);
+    assert!(output(pull).unwrap().contains("Image is up to date"));
+    let mut pull = Command::new(nerdctl);
+    pull.args(["--address", &socket, "--namespace", "other", "--hosts-dir"]).arg(lab.hosts_dir());
+    pull.args(["--data-root"]).arg(lab.dir().join("nerdctl")).args(["pull", "--quiet", &name]);
+    output(pull).unwrap();
+    assert!(node.containerd.ctr_in("other", &["images", "list", "--quiet"]).unwrap().contains(&name));
+}
+
+#[test]
+fn a_network_shapes_and_counts() {
+    let (None, Some(containerd)) = (missing(), containerd::find("1.6")) else {
+        eprintln!("skipped: no lab or no containerd 1.6 here");
+        return;
+    };
+    let lab = Lab::new().unwrap();
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let network = lab.network(Some(SHAPE_100_MBIT)).unwrap();
+    let name = network.registry.name("demo/small:v1");
+    let node = lab.node(&containerd).stock().in_network(&network).unwrap().start().unwrap();
+    let place = node.network.clone().unwrap();
+    place.count_from(&[&network.place]).unwrap();
+
+    node.pull(&name).unwrap();
+    let received = place.received_from(&network.place).unwrap();
+    assert!((image.bytes()..image.bytes() * 11 / 10).contains(&received), "{received} of {}", image.bytes());
+    assert!(place.traffic().unwrap().received >= received);
+    let client = network.registry.requests().pop().unwrap().client;
+    assert_eq!(client, place.address());
+
+    place.connected(false).unwrap();
+    place.connected(true).unwrap();
+    assert_eq!(node.run(&name, &["/bin/cat", "/etc/lab"]).unwrap().exit_code, 0);
 }

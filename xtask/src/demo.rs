@@ -56,26 +56,6 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         image.layers.len(),
         report::megabytes(image.bytes)
     );
-    if std::env::var_os("X").is_some() {
-        let without = stage("up", || Crowd::start(Way::Direct, arguments.nodes, &programs, &image))?;
-        let pulled = stage("pull", || without.pull())?;
-        let ran = stage("run", || Ok(without.run()))?;
-        let counts = without.counts(&image)?;
-        let d = (pulled, counts);
-        let verdict = report::Verdict { image: &image, counts: &d.1, pulled: &d.0, ran, direct: &d };
-        let good = verdict.judge();
-        stage("clean", || {
-            if arguments.keep {
-                without.keep()?;
-            } else {
-                drop(without)
-            }
-            Ok(())
-        })?;
-        drop(sweeper);
-        verdict.last_line();
-        return Ok(good);
-    }
     let start = |way| Crowd::start(way, arguments.nodes, &programs, &image);
     let with =
         stage("nodes with Flotilla", || start(Way::Flotilla).and_then(|crowd| crowd.meet().map(|()| crowd)))?;
@@ -90,7 +70,11 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let good = verdict.judge();
     stage("cleaning up", || {
         drop(without);
-        if arguments.keep { with.keep() } else { Ok(drop(with)) }
+        if arguments.keep {
+            return with.keep();
+        }
+        drop(with);
+        Ok(())
     })?;
     drop(sweeper);
     verdict.last_line();

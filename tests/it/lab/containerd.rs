@@ -128,6 +128,10 @@ impl Containerd {
         &self.programs.version
     }
 
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("c.sock")
     }

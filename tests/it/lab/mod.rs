@@ -31,5 +31,5 @@ pub(crate) mod story;
 pub(crate) mod sweep;
 
 pub(crate) use failure::{Failure, Result};
-pub(crate) use place::{cache, lab_of};
+pub(crate) use place::{cache, lab_of, tool};
 pub(crate) use story::Lab;

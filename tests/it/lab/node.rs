@@ -67,8 +67,9 @@ impl NodePlan {
         let dir = self.dir.join("containerd");
         let containerd = Containerd::start(self.programs, dir, &self.containerd, self.namespace)?;
         let cri = Cri::new(&self.cri, containerd.socket(), lab_of(&self.dir));
+        let network = containerd.namespace().cloned();
         let settings = self.flotilla.map(|(_, settings)| settings).unwrap_or_default();
-        Ok(Node { name: self.name, containerd, flotilla, cri, settings })
+        Ok(Node { name: self.name, containerd, flotilla, cri, network, settings })
     }
 }
 
@@ -83,6 +84,8 @@ pub(crate) struct Node {
     pub(crate) containerd: Containerd,
     flotilla: Option<Flotilla>,
     pub(crate) cri: Cri,
+    /// Its network, where it is not the machine's.
+    pub(crate) network: Option<Namespace>,
     /// What Flotilla was started with, to change and start it again.
     pub(crate) settings: Settings,
 }

@@ -14,6 +14,16 @@ pub(crate) fn cache() -> Option<PathBuf> {
     chosen.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/flotilla")))
 }
 
+/// A client that `cargo xtask setup` built, `crictl`, `critest` or `nerdctl`, where Go was there to build it.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    let folders = fs::read_dir(cache()?).ok()?.flatten().map(|entry| entry.path());
+    let of_tool = |folder: &PathBuf| {
+        let folder = folder.file_name().and_then(|folder| folder.to_str()).unwrap_or_default();
+        folder.strip_prefix(name).is_some_and(|version| version.starts_with('-'))
+    };
+    folders.filter(of_tool).map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
 /// A folder for one lab, named so that `sweep` knows whose it is.
 pub(crate) fn new_lab() -> Result<PathBuf> {
     static COUNTER: AtomicU32 = AtomicU32::new(1);

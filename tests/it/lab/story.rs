@@ -10,6 +10,7 @@ use super::{
     containerd::{self, Programs, Snapshotter},
     flotilla::Settings,
     image::Images,
+    net::{Namespace, Switch},
     node::{MESH_PORT, Node, NodePlan},
     place,
     registry::{self, Registry},
@@ -56,6 +57,9 @@ pub(crate) fn missing() -> Option<String> {
     let lacking: Vec<&str> = ["runc", "docker-registry", "busybox"].into_iter().filter(|p| !has(p)).collect();
     (!lacking.is_empty()).then(|| format!("no {} here; cargo xtask setup installs it", lacking.join(", ")))
 }
+
+/// The image that CRI runs sandboxes from.
+const SANDBOX: &str = "lab/pause:1";
 
 /// A registry, a folder for nodes, and nothing left behind.
 pub(crate) struct Lab {
@@ -132,6 +136,8 @@ impl Lab {
             certificate: true,
             annotations: false,
             more: String::new(),
+            namespace: None,
+            sandbox_image: self.name(SANDBOX),
         }
     }
 
@@ -141,6 +147,21 @@ impl Lab {
         *self.members.borrow_mut() =
             plans.iter().map(|plan| format!("{}:{MESH_PORT}", plan.address)).collect();
         plans.into_iter().map(Plan::start).collect()
+    }
+
+    /// A network of namespaces for nodes, its links shaped as `tc`'s tbf is told, with a registry in it that
+    /// has the same images.
+    pub(crate) fn network(&self, shape: Option<&'static str>) -> Result<Network> {
+        let switch = Switch::new(self.short_name(), shape)?;
+        let place = switch.plug("registry", 250)?;
+        let root = self.dir.join("blobs").display().to_string();
+        let registry = Registry::start(&root, self.dir.join("registry-in-network"), Some(&place))?;
+        self.trust_plain_http(registry.host())?;
+        Ok(Network { switch, registry, place })
+    }
+
+    fn short_name(&self) -> &str {
+        self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     /// All of 127.0.0.0/8 is loopback: each lab takes a net of its own by its process id, so that every
@@ -175,6 +196,14 @@ pub(crate) fn example(name: &str) -> PathBuf {
     flotilla_program().with_file_name("examples").join(name)
 }
 
+/// Namespaces around a bridge, a registry in one of them.
+pub(crate) struct Network {
+    pub(crate) switch: Switch,
+    pub(crate) registry: Registry,
+    /// Where the registry is.
+    pub(crate) place: Namespace,
+}
+
 /// How a node will be.
 pub(crate) struct Plan<'lab> {
     lab: &'lab Lab,
@@ -186,9 +215,24 @@ pub(crate) struct Plan<'lab> {
     certificate: bool,
     annotations: bool,
     more: String,
+    namespace: Option<Namespace>,
+    sandbox_image: String,
 }
 
 impl Plan<'_> {
+    /// In a namespace of its own, with a shaped link. Comes before settings.
+    pub(crate) fn in_network(mut self, network: &Network) -> Result<Self> {
+        let index =
+            self.name.trim_start_matches('n').parse().map_err(|error| format!("{}: {error}", self.name))?;
+        let namespace = network.switch.plug(&self.name, index)?;
+        self.address = namespace.address();
+        let dir = self.lab.dir.join(&self.name);
+        self.settings = NodePlan::settings(&self.name, &dir, &self.address, &self.lab.hosts_dir());
+        self.sandbox_image = network.registry.name(SANDBOX);
+        self.namespace = Some(namespace);
+        Ok(self)
+    }
+
     /// containerd as it is, without Flotilla.
     pub(crate) fn stock(mut self) -> Self {
         self.flotilla = false;
@@ -236,7 +280,7 @@ impl Plan<'_> {
         }
         let containerd = containerd::Settings {
             snapshotter,
-            sandbox_image: self.lab.name("lab/pause:1"),
+            sandbox_image: self.sandbox_image,
             hosts_dir: self.lab.hosts_dir(),
             more: self.more,
         };
@@ -246,7 +290,7 @@ impl Plan<'_> {
             programs: self.programs,
             containerd,
             cri: example("cri"),
-            namespace: None,
+            namespace: self.namespace,
             flotilla: self.flotilla.then(|| (flotilla_program().to_owned(), self.settings)),
         };
         plan.start()
