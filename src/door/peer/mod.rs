@@ -144,3 +144,6 @@ impl Door {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;
