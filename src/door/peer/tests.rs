@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::{
     identity::testing::Ca,
-    mesh::Role,
+    mesh::{Role, Seed},
     oci::{Algorithm, Digest, Repository},
     origin::Origin,
     piece::PieceLayout,
@@ -104,6 +104,8 @@ struct Crowd {
 impl Crowd {
     /// `count` nodes that know each other, and a registry with a blob of `len` bytes.
     async fn new(count: usize, len: usize, ranges: bool) -> Self {
+        let logs = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let _set_by_another_test = logs.with_test_writer().try_init();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let blob: Bytes = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
         let registry = Arc::new(Registry { blob, sent: Mutex::default(), ranges });
@@ -115,11 +117,14 @@ impl Crowd {
         };
         let ca = Ca::new("mesh");
         let mut crowd = Self { registry, want, nodes: Vec::new(), tasks, stop };
-        let mut seed = None;
-        for number in 0..count {
-            let name = format!("node-{number}");
-            let address = crowd.node(&ca, &name, &host, seed).await;
-            seed.get_or_insert(address);
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        }
+        let members: Vec<_> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).collect();
+        for (number, listener) in listeners.into_iter().enumerate() {
+            crowd.node(ca.identity(&format!("node-{number}")), &host, listener, members.clone());
         }
         for node in &crowd.nodes {
             let mut changed = node.mesh.changed();
@@ -133,16 +138,13 @@ impl Crowd {
         crowd
     }
 
-    async fn node(&mut self, ca: &Ca, name: &str, host: &str, seed: Option<SocketAddr>) -> SocketAddr {
+    fn node(&mut self, identity: Identity, host: &str, listener: TcpListener, members: Vec<Seed>) {
         let (tasks, stop) = (self.tasks.clone(), self.stop.child_token());
-        let identity = ca.identity(name);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
         let settings = crate::mesh::Settings {
-            listen: address,
+            listen: listener.local_addr().unwrap(),
             advertise: None,
-            members: seed.iter().map(|seed| seed.to_string().parse().unwrap()).collect(),
-            name: name.to_owned(),
+            members,
+            name: identity.name(),
             zone: None,
             role: Role::Peer,
             upload_rate: None,
@@ -180,7 +182,6 @@ impl Crowd {
         let (running, stopped) = (mesh.clone(), stop.clone());
         tasks.spawn(async move { running.run(stopped).await });
         self.nodes.push(Node { pulls, mesh, store, stop, _dir: dir });
-        address
     }
 
     async fn down(self) {

@@ -160,6 +160,9 @@ impl Swarm {
         puller.passive = false;
         puller.reads_origin = join.reads_origin;
         puller.to_announce = join.held;
+        if join.held == 0 {
+            self.polled.remove(&join.from.name);
+        }
         self.welcome(handle);
         if join.whole {
             self.whole(handle);
