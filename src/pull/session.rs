@@ -345,11 +345,13 @@ impl Session {
         if self.is_proven() {
             // The next tracker asks who has the blob.
             self.over = true;
-        } else if tracker == self.me.name {
-            self.redial = true;
-        } else {
-            self.avoided.insert(tracker.to_owned(), now);
-            self.dial();
+            return;
+        }
+        self.avoided.insert(tracker.to_owned(), now);
+        // This node refuses itself when it is full or discredited: with the next tick comes another one.
+        match tracker == self.me.name {
+            true => self.redial = true,
+            false => self.dial(),
         }
     }
 

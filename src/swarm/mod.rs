@@ -13,3 +13,8 @@ pub mod tracker;
 mod trackers;
 
 pub use trackers::{Seat, TrackError, Trackers};
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;

@@ -148,3 +148,6 @@ impl Door {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;

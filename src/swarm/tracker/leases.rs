@@ -238,11 +238,7 @@ impl Swarm {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
-                puller.reads_origin
-                    && !puller.whole
-                    && !puller.passive
-                    && puller.to_announce == 0
-                    && !self.discredited.contains(&puller.member.name)
+                puller.reads_origin && !puller.whole && !puller.passive && puller.to_announce == 0
             })
     }
 

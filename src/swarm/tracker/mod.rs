@@ -9,7 +9,7 @@
 //! discredited, no longer holds; a piece without a holder is free again and its statement forgotten.
 //!
 //! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
-//! a discredited member neither holds, nor reads, nor vouches.
+//! a discredited name is no member and no voucher.
 
 mod audit;
 mod leases;
@@ -160,6 +160,9 @@ impl Swarm {
         puller.passive = false;
         puller.reads_origin = join.reads_origin;
         puller.to_announce = join.held;
+        if join.held == 0 {
+            self.polled.remove(&join.from.name);
+        }
         self.welcome(handle);
         if join.whole {
             self.whole(handle);
@@ -175,8 +178,7 @@ impl Swarm {
     /// A puller says something; a handle that has left is ignored.
     pub fn report(&mut self, handle: Handle, report: Report, now: Instant) {
         self.heard(handle, now);
-        let known = self.members.get(&handle);
-        if known.is_none_or(|puller| self.discredited.contains(&puller.member.name)) {
+        if !self.members.contains_key(&handle) {
             return;
         }
         match report {
@@ -219,10 +221,11 @@ impl Swarm {
     /// The mesh lost members: those found by asking go with it, the others with their streams.
     pub fn unreachable(&mut self, is_live: impl Fn(&str) -> bool, now: Instant) {
         let gone = self.members.iter().filter(|(_, p)| p.passive && !is_live(&p.member.name));
-        for handle in gone.map(|(&handle, _)| handle).collect::<Vec<_>>() {
-            self.remove(handle);
+        let gone: Vec<Handle> = gone.map(|(&handle, _)| handle).collect();
+        if !gone.is_empty() {
+            gone.into_iter().for_each(|handle| self.remove(handle));
+            self.settle(now);
         }
-        self.settle(now);
     }
 
     /// A member answered the question at the start.
@@ -335,10 +338,8 @@ impl Swarm {
         let Some(puller) = self.members.remove(&handle) else { return };
         self.polled.remove(&puller.member.name);
         self.release_all(handle);
-        if !self.discredited.contains(&puller.member.name) {
-            for index in puller.have.iter() {
-                self.less_one_holder(index);
-            }
+        for index in puller.have.iter() {
+            self.less_one_holder(index);
         }
         self.audit.left(handle);
         self.tell_others(handle, &Event::Gone { handle });
@@ -360,7 +361,7 @@ impl Swarm {
             self.polled.remove(&name);
         }
         let name = self.puller(handle).member.name.clone();
-        if self.discredited.contains(&held.voucher) || self.discredited.contains(&name) {
+        if self.discredited.contains(&held.voucher) {
             return;
         }
         let index = held.index;
@@ -386,10 +387,9 @@ impl Swarm {
     fn whole(&mut self, handle: Handle) {
         let count = self.layout.count();
         let puller = self.puller(handle);
-        if puller.whole || self.discredited.contains(&self.members[&handle].member.name) {
+        if puller.whole {
             return;
         }
-        let puller = self.puller(handle);
         puller.whole = true;
         puller.unclosed = false;
         puller.to_announce = 0;
@@ -423,22 +423,14 @@ impl Swarm {
         }
     }
 
-    /// The member neither holds nor reads any more. What it vouched for and others hold stays, unless the
-    /// origin convicted it.
+    /// The member is put out and not taken back. What it vouched for and others hold stays, unless the origin
+    /// convicted it.
     fn discredit(&mut self, handle: Handle) {
-        let puller = &self.members[&handle];
+        let Some(puller) = self.members.get(&handle) else { return };
         let name = puller.member.name.clone();
-        if !self.discredited.insert(name.clone()) {
-            return;
-        }
         tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
-        let have: Vec<u32> = puller.have.iter().collect();
-        self.release_all(handle);
-        for index in have {
-            self.less_one_holder(index);
-        }
-        self.puller(handle).whole = false;
-        self.tell_others(handle, &Event::Gone { handle });
+        self.remove(handle);
+        self.discredited.insert(name);
     }
 
     /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.
@@ -450,8 +442,7 @@ impl Swarm {
             }
             self.pieces[index as usize].stated = None;
             for puller in self.members.values_mut().filter(|puller| !puller.whole) {
-                let counted = !self.discredited.contains(&puller.member.name);
-                if puller.have.remove(index) && counted {
+                if puller.have.remove(index) {
                     self.pieces[index as usize].holders -= 1;
                 }
             }

@@ -1,0 +1,293 @@
+//! Nodes on loopback with everything real (TLS, mesh, store, origin client) and a registry that counts.
+
+use std::{
+    io::Read,
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use parking_lot::Mutex;
+
+use super::*;
+use crate::{
+    identity::testing::Ca,
+    mesh::{Role, Seed},
+    oci::{Algorithm, Digest, Repository},
+    origin::Origin,
+    piece::PieceLayout,
+    pull::{Metrics, Pulls, Want},
+    store::Store,
+    swarm::Trackers,
+};
+
+/// Ends a test that would hang; nothing waits for it.
+const GUARD: Duration = Duration::from_secs(60);
+
+/// A registry with one blob that takes down which bytes it sent.
+struct Registry {
+    blob: Bytes,
+    sent: Mutex<Vec<Range<usize>>>,
+    ranges: bool,
+}
+
+impl Registry {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !request.uri().path().contains("/blobs/") {
+            return Response::new(Full::default());
+        }
+        let len = self.blob.len();
+        let wanted = request.headers().get(header::RANGE).filter(|_| self.ranges).map(|range| {
+            let (first, last) = range.to_str().unwrap()["bytes=".len()..].split_once('-').unwrap();
+            first.parse().unwrap()..last.parse::<usize>().unwrap() + 1
+        });
+        let mut response = Response::builder().header(header::ACCEPT_RANGES, "bytes");
+        let range = wanted.clone().unwrap_or(0..len);
+        if let Some(wanted) = wanted {
+            let stated = format!("bytes {}-{}/{len}", wanted.start, wanted.end - 1);
+            response = response.status(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, stated);
+        }
+        response = response.header(header::CONTENT_LENGTH, range.len());
+        if request.method() == Method::HEAD {
+            return response.body(Full::default()).unwrap();
+        }
+        self.sent.lock().push(range.clone());
+        response.body(Full::new(self.blob.slice(range))).unwrap()
+    }
+
+    async fn up(self: Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections, stop) = (tasks.clone(), stop.clone());
+        tasks.spawn(async move {
+            while let Some(Ok((tcp, _))) = stop.run_until_cancelled(listener.accept()).await {
+                let (registry, stop) = (self.clone(), stop.clone());
+                connections.spawn(async move {
+                    let service = service_fn(move |request| {
+                        let registry = registry.clone();
+                        async move { Ok::<_, std::convert::Infallible>(registry.answer(&request)) }
+                    });
+                    let http1 = hyper::server::conn::http1::Builder::new();
+                    stop.run_until_cancelled(http1.serve_connection(TokioIo::new(tcp), service)).await;
+                });
+            }
+        });
+        address
+    }
+
+    fn bytes_sent(&self) -> usize {
+        self.sent.lock().iter().map(Range::len).sum()
+    }
+}
+
+struct Node {
+    pulls: Pulls,
+    mesh: Mesh,
+    store: Store,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+struct Crowd {
+    registry: Arc<Registry>,
+    want: Want,
+    nodes: Vec<Node>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Crowd {
+    /// `count` nodes that know each other, and a registry with a blob of `len` bytes.
+    async fn new(count: usize, len: usize, ranges: bool) -> Self {
+        let logs = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let _set_by_another_test = logs.with_test_writer().try_init();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let blob: Bytes = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+        let registry = Arc::new(Registry { blob, sent: Mutex::default(), ranges });
+        let host = registry.clone().up(&tasks, &stop).await.to_string();
+        let want = Want {
+            digest: Digest::of(Algorithm::Sha256, &registry.blob),
+            len: len as u64,
+            origins: vec![Repository { host: host.clone(), path: "library/test".into() }],
+        };
+        let ca = Ca::new("mesh");
+        let mut crowd = Self { registry, want, nodes: Vec::new(), tasks, stop };
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        }
+        let members: Vec<_> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).collect();
+        for (number, listener) in listeners.into_iter().enumerate() {
+            crowd.node(ca.identity(&format!("node-{number}")), &host, listener, members.clone());
+        }
+        for node in &crowd.nodes {
+            let mut changed = node.mesh.changed();
+            let all = async {
+                while node.mesh.members().len() < count {
+                    changed.changed().await.unwrap();
+                }
+            };
+            tokio::time::timeout(GUARD, all).await.expect("every node sees all");
+        }
+        crowd
+    }
+
+    fn node(&mut self, identity: Identity, host: &str, listener: TcpListener, members: Vec<Seed>) {
+        let (tasks, stop) = (self.tasks.clone(), self.stop.child_token());
+        let settings = crate::mesh::Settings {
+            listen: listener.local_addr().unwrap(),
+            advertise: None,
+            members,
+            name: identity.name(),
+            zone: None,
+            role: Role::Peer,
+            upload_rate: None,
+            download_rate: None,
+        };
+        let mesh = Mesh::new(settings, Some(identity.clone()), 1);
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(crate::store::Settings {
+            dir: dir.path().join("store"),
+            quota: Some(1 << 32),
+            keep_free: Some(0),
+            sync: false,
+            ..crate::store::Settings::default()
+        })
+        .unwrap();
+        let origin = Origin::new(crate::origin::Settings {
+            hosts_dir: Vec::new(),
+            plain_http: vec![host.to_owned()],
+            ..crate::origin::Settings::default()
+        })
+        .unwrap();
+        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
+        let pulls = Pulls::new(crate::pull::Parts {
+            store: store.clone(),
+            origin,
+            mesh: mesh.clone(),
+            trackers,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            metrics: Metrics::default(),
+            settings: crate::pull::Settings::default(),
+        });
+        let parts = Parts { identity, mesh: mesh.clone(), pulls: pulls.clone() };
+        tasks.spawn(serve(listener, parts, stop.clone(), tasks.clone()));
+        let (running, stopped) = (mesh.clone(), stop.clone());
+        tasks.spawn(async move { running.run(stopped).await });
+        self.nodes.push(Node { pulls, mesh, store, stop, _dir: dir });
+    }
+
+    async fn down(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        tokio::time::timeout(GUARD, self.tasks.wait()).await.expect("everything ends with the stop signal");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_asks_the_origin_once_and_has_the_rest_from_each_other() {
+    let len = (24 << 20) + 12_345;
+    let crowd = Crowd::new(3, len, true).await;
+    let pulls: Vec<_> = crowd.nodes.iter().map(|node| node.pulls.start(crowd.want.clone())).collect();
+    for pull in &pulls {
+        let blob = tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+        assert_eq!(blob.len(), len as u64);
+    }
+    assert_eq!(crowd.registry.bytes_sent(), len, "{:?}", crowd.registry.sent.lock());
+    let bytes: Vec<_> = pulls.iter().map(|pull| pull.status().bytes).collect();
+    assert_eq!(bytes.iter().map(|bytes| bytes.origin).sum::<u64>(), len as u64);
+    for bytes in &bytes {
+        assert_eq!(bytes.peer + bytes.origin, len as u64);
+        assert!(bytes.peer > 0, "{bytes:?}");
+    }
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_later_asks_the_origin_nothing() {
+    let len = (9 << 20) + 7;
+    let crowd = Crowd::new(3, len, true).await;
+    for node in &crowd.nodes {
+        let pull = node.pulls.start(crowd.want.clone());
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    }
+    assert_eq!(crowd.registry.bytes_sent(), len);
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_ranges_serves_a_crowd_as_well() {
+    let len = (5 << 20) + 99;
+    let crowd = Crowd::new(3, len, false).await;
+    let pulls: Vec<_> = crowd.nodes.iter().map(|node| node.pulls.start(crowd.want.clone())).collect();
+    for pull in &pulls {
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    }
+    assert!(pulls.iter().filter(|pull| pull.status().bytes.peer == len as u64).count() >= 1);
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_follows_the_bytes_in_order() {
+    let len = (3 << 20) + 1;
+    let crowd = Crowd::new(1, len, true).await;
+    let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
+    let mut reader = pull.reader();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let bytes = tokio::time::timeout(GUARD, reading).await.expect("the reader hangs").unwrap().unwrap();
+    assert!(bytes == crowd.registry.blob);
+    pull.proven().await.unwrap();
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_with_other_bytes_fails_the_pull_and_leaves_nothing() {
+    let mut crowd = Crowd::new(1, 3 << 20, true).await;
+    crowd.want.digest = Digest::of(Algorithm::Sha256, b"something else");
+    let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
+    let error = tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
+    assert_eq!(error.reason(), "wrong_digest");
+    assert!(crowd.nodes[0].store.get(&crowd.want.digest).is_none());
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_nobody_has_fails_with_its_reason() {
+    let mut crowd = Crowd::new(2, 1 << 20, true).await;
+    crowd.want.origins.clear();
+    let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
+    let error = tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
+    assert_eq!(error.reason(), "no_origin");
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tracker_that_dies_is_replaced() {
+    let len = 48 << 20;
+    let crowd = Crowd::new(4, len, true).await;
+    let tracker = crowd.nodes[0].mesh.rank(&crowd.want.digest)[0].name.clone();
+    let (dying, living): (Vec<_>, Vec<_>) =
+        crowd.nodes.iter().partition(|node| node.mesh.me().name == tracker);
+    let pulls: Vec<_> = living.iter().map(|node| node.pulls.start(crowd.want.clone())).collect();
+    let mut status = pulls[0].watch();
+    tokio::time::timeout(GUARD, status.wait_for(|status| status.arrived > 0)).await.unwrap().unwrap();
+    dying[0].stop.cancel();
+    for pull in &pulls {
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    }
+    let layout = PieceLayout::of(len as u64);
+    let twice = crowd.registry.bytes_sent() - len;
+    // What was leased when it died may be read twice.
+    assert!(twice as u64 <= 8 * 8 * layout.piece_len(), "{twice}");
+    crowd.down().await;
+}
