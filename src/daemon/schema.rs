@@ -12,9 +12,9 @@ pub(super) enum Form {
     Word(&'static [&'static str]),
     /// An absolute path.
     Path,
-    /// A list of absolute paths.
+    /// An absolute path, or a list of them.
     Paths,
-    /// A list of texts.
+    /// A text, or a list of them.
     Texts,
     /// `"5s"`, `"168h"`.
     Duration,
@@ -38,8 +38,8 @@ impl Form {
             Self::Text => "a text".into(),
             Self::Word(words) => format!("one of \"{}\"", words.join("\", \"")),
             Self::Path => "an absolute path".into(),
-            Self::Paths => "a list of absolute paths".into(),
-            Self::Texts => "a list of texts".into(),
+            Self::Paths => "an absolute path or a list of them".into(),
+            Self::Texts => "a text or a list of texts".into(),
             Self::Duration => "a duration such as \"5s\" or \"168h\"".into(),
             Self::Size => "a size such as \"10GiB\"".into(),
             Self::Share => "a size such as \"10GiB\" or a share such as \"10%\"".into(),

@@ -119,9 +119,12 @@ impl Settings {
         self.text(name).map(PathBuf::from)
     }
 
-    /// The list at `section.name`; empty if there is none.
+    /// The list at `section.name`, one text standing for a list of one; empty if there is none.
     #[must_use]
     pub fn texts(&self, name: &str) -> Vec<String> {
+        if let Some(text) = self.text(name) {
+            return vec![text];
+        }
         let array = self.value(name).and_then(Value::as_array);
         array.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
@@ -255,8 +258,9 @@ impl Reader<'_> {
 
 fn fits(form: Form, value: &Value) -> bool {
     let text = value.as_str();
-    let list_of = |good: fn(&str) -> bool| {
-        value.as_array().is_some_and(|array| array.iter().all(|item| item.as_str().is_some_and(good)))
+    let list_of = |good: fn(&str) -> bool| match value.as_array() {
+        Some(array) => array.iter().all(|item| item.as_str().is_some_and(good)),
+        None => text.is_some_and(good),
     };
     match form {
         Form::Text => text.is_some_and(|text| !text.is_empty()),

@@ -458,8 +458,7 @@ impl Sim {
             }
             return;
         }
-        let readers: usize =
-            self.nodes.iter().map(|n| n.reads.len() + usize::from(n.audit.is_some())).sum();
+        let readers: usize = self.nodes.iter().map(|n| n.reads.len() + usize::from(n.audit.is_some())).sum();
         let share = self.origin_link / readers.max(1) as f64;
         for number in 0..self.nodes.len() {
             let node = &mut self.nodes[number];
