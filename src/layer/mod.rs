@@ -1,4 +1,609 @@
 //! Makes a layer present in containerd: intercept, pull, unpack, commit, hold, adopt.
+//!
+//! One Prepare, as [`Layers::prepare`] answers it:
+//! ```text
+//! a snapshot has it, its blob is there ──────────────────────────▶ AlreadyExists   intercepted
+//! made within the budget of this image's pull ── commit_tree ────▶ AlreadyExists   intercepted
+//! budget used up ── refs of all missing layers held ─────────────▶ mounts          handed over
+//! pull failed ───── refs of the others held ─────────────────────▶ mounts          declined
+//! containerd has the blob already, or is fetching it ────────────▶ mounts          bypassed, adopted afterwards
+//! ```
+//! State: `images` maps (namespace, manifest) to the pull of that image, `jobs` maps (namespace, chain ID, blob) to
+//! the layer being made, so that images share what they have in common. Lock order: `images`, then `jobs`; neither
+//! is held across an await.
 
+mod adopt;
+mod budget;
 pub mod hold;
 pub mod intercept;
+mod make;
+mod metrics;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use adopt::{AdoptParts, Adopter};
+pub use metrics::{Metrics, Outcome};
+
+use self::{
+    budget::Budget,
+    hold::{Ended, Held, Holder, Limits, Wanted},
+    intercept::{Catalog, Found, Image, LayerOf},
+    make::{Content, Job, Order, Progress, Tree},
+};
+use crate::{
+    containerd::{Client, VersionError},
+    oci::Digest,
+    pull::Pulls,
+    snapshot::{Info, LABEL_SNAPSHOT_REF, Snapshots},
+    store::Store,
+};
+
+/// An image's pull is forgotten when nothing has happened in it for this long: the time in which kubelet retries a
+/// pull that it cancelled (its back-off starts at 10 s).
+const IMAGE_LINGER: Duration = Duration::from_secs(60);
+
+/// How long a lease of ours keeps a handed-over layer of an image that discards its layers: a generous hour for
+/// containerd to unpack it; released as soon as the extract key is gone.
+const LEASE_FOR: Duration = Duration::from_secs(3600);
+
+/// How long Prepares may wait.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Longest wait of all Prepares of one pull of one image together; by containerd's version if not set.
+    pub prepare_budget: Option<Duration>,
+    /// A hold without a proven piece for this long ends; a minute if not set.
+    pub hold_idle_max: Option<Duration>,
+    /// Longest hold; by containerd's version if not set.
+    pub hold_max: Option<Duration>,
+}
+
+/// 2.x: a Prepare that blocks makes containerd's snapshot GC wait, and a waiting GC every other Prepare: 10 s is
+/// what a node may lose at worst.
+const BUDGET_2: Duration = Duration::from_secs(10);
+/// 1.6 and 1.7: a hold slows every other write of containerd's database to half a second, so a longer wait is the
+/// lesser evil.
+const BUDGET_1: Duration = Duration::from_secs(20);
+
+/// What making layers needs of the rest.
+#[derive(Clone)]
+pub struct Parts {
+    pub containerd: Client,
+    pub snapshots: Arc<Snapshots>,
+    pub store: Store,
+    pub pulls: Pulls,
+    pub catalog: Arc<Catalog>,
+    pub holder: Holder,
+    pub adopter: Adopter,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+    pub metrics: Metrics,
+}
+
+/// A Prepare of containerd's, as far as it concerns layers.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub namespace: String,
+    /// The backend key, `<namespace>/<n>/<key>`.
+    pub key: String,
+    /// The backend parent, empty for none.
+    pub parent: String,
+    pub labels: HashMap<String, String>,
+    pub lease: Option<String>,
+    /// The chain ID that the snapshot is for.
+    pub target: Option<String>,
+}
+
+/// How a Prepare is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// With ordinary mounts.
+    Mounts,
+    /// The layer is there, committed under the parent that was given.
+    AlreadyExists,
+}
+
+/// Makes layers present.
+pub struct Layers {
+    parts: Parts,
+    settings: Settings,
+    images: Mutex<HashMap<(String, Digest), Arc<ImagePull>>>,
+    jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
+    /// Leases of ours, by the extract key that they wait for.
+    leases: Mutex<HashMap<String, Vec<OwnLease>>>,
+    /// The budget of one pull, once containerd's version is known.
+    budget: tokio::sync::OnceCell<Duration>,
+    /// Trees are built by at most this many threads at once, for all images together.
+    builders: Arc<Semaphore>,
+}
+
+type JobKey = (String, Digest, Digest);
+
+/// A lease of ours, by its name in a namespace.
+struct OwnLease {
+    namespace: String,
+    id: String,
+}
+
+/// One pull of one image in one namespace.
+struct ImagePull {
+    namespace: String,
+    image: Arc<Image>,
+    jobs: Mutex<HashMap<usize, Arc<Job>>>,
+    state: Mutex<PullState>,
+}
+
+struct PullState {
+    budget: Budget,
+    last_seen: Instant,
+}
+
+/// A Prepare that waits; leaving gives back what is left of the budget, however it ends.
+struct Waiting<'a>(&'a ImagePull);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.budget.leave(Instant::now());
+        state.last_seen = Instant::now();
+    }
+}
+
+/// Tells the holder when containerd has gone away from a Prepare that was waiting.
+struct Cancelled<'a> {
+    holder: &'a Holder,
+    key: Option<&'a str>,
+}
+
+impl Drop for Cancelled<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.holder.prepare_cancelled(key);
+        }
+    }
+}
+
+impl Layers {
+    #[must_use]
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        Self {
+            parts,
+            settings,
+            images: Mutex::default(),
+            jobs: Mutex::default(),
+            leases: Mutex::default(),
+            budget: tokio::sync::OnceCell::new(),
+            builders: Arc::new(Semaphore::new(threads)),
+        }
+    }
+
+    /// Answers one Prepare.
+    pub async fn prepare(&self, request: &Request) -> Answer {
+        let Some(target) = request.target.as_deref() else { return Answer::Mounts };
+        let began = Instant::now();
+        let found = match self.parts.catalog.find(&request.namespace, target, &request.labels).await {
+            Ok(found) => found,
+            Err(declined) => {
+                self.parts.metrics.count(Outcome::Declined, declined.reason());
+                tracing::info!(
+                    namespace = request.namespace,
+                    chain_id = target,
+                    outcome = "declined",
+                    reason = declined.reason(),
+                    error = &declined as &dyn std::error::Error,
+                    "layer"
+                );
+                return Answer::Mounts;
+            }
+        };
+        let mut cancelled = Cancelled { holder: &self.parts.holder, key: Some(&request.key) };
+        let (outcome, reason) = self.make_present(request, &found).await;
+        cancelled.key = None;
+        self.report(request, &found, (outcome, reason), began.elapsed());
+        match outcome {
+            Outcome::Intercepted => {
+                self.parts.holder.key_settled(&request.key);
+                Answer::AlreadyExists
+            }
+            Outcome::HandedOver | Outcome::Declined | Outcome::Bypassed | Outcome::Adopted => Answer::Mounts,
+        }
+    }
+
+    /// containerd removed the snapshot `key`: whoever held refs for it stops. Only posts events.
+    pub fn removed(&self, key: &str) {
+        self.parts.holder.key_gone(key);
+        self.release_leases(key);
+    }
+
+    /// containerd committed the snapshot `key`: what was kept for its unpacking is let go.
+    pub fn committed(&self, key: &str) {
+        self.parts.holder.key_settled(key);
+        self.release_leases(key);
+    }
+
+    /// Forgets pulls of images in which nothing happens any more.
+    pub fn sweep(&self, now: Instant) {
+        self.images.lock().retain(|_, pull| {
+            let state = pull.state.lock();
+            let idle = now.saturating_duration_since(state.last_seen) >= IMAGE_LINGER;
+            let working = pull.jobs.lock().values().any(|job| job.is_handed_over() && !settled(job));
+            state.budget.is_waiting() || working || !idle
+        });
+        self.jobs.lock().retain(|_, job| job.strong_count() > 0);
+    }
+
+    /// Counts the layers whose hold ended before their blob was there: containerd fetches those by itself.
+    pub async fn watch_holds(self: Arc<Self>, mut endings: mpsc::Receiver<Ended>) {
+        while let Some(ended) = endings.recv().await {
+            let reason = ended.end.reason();
+            if ended.end.declines() {
+                self.parts.metrics.count(Outcome::Declined, reason);
+                tracing::warn!(
+                    layer = %ended.digest,
+                    namespace = ended.namespace,
+                    outcome = "declined",
+                    reason,
+                    held_for = ?ended.held_for,
+                    "containerd fetches a layer that was handed over"
+                );
+            } else {
+                tracing::debug!(layer = %ended.digest, reason, held_for = ?ended.held_for, "hold ended");
+            }
+        }
+    }
+
+    async fn make_present(&self, request: &Request, found: &Found) -> (Outcome, &'static str) {
+        let layer = &found.image.layers[found.index];
+        if let Err(unhandled) = &layer.compression {
+            let pull = self.image_pull(request, found).await;
+            self.start_jobs(&pull, request, found.index);
+            self.hand_over(&pull, request).await;
+            return (Outcome::Declined, unhandled.reason());
+        }
+        if !request.labels.contains_key(LABEL_SNAPSHOT_REF) {
+            return self.heal(request, found).await;
+        }
+        let pull = self.image_pull(request, found).await;
+        if let Some(outcome) = self.containerd_has_begun(request, layer).await {
+            self.start_jobs(&pull, request, found.index + 1);
+            self.hand_over(&pull, request).await;
+            return outcome;
+        }
+        self.start_jobs(&pull, request, found.index);
+        let job = pull.jobs.lock().get(&found.index).cloned().expect("jobs from this layer on are started");
+        if let Some(answer) = self.wait(&pull, &job, request).await {
+            return answer;
+        }
+        pull.state.lock().budget.exhaust();
+        self.hand_over(&pull, request).await;
+        (Outcome::HandedOver, "budget")
+    }
+
+    /// Waits within the budget of this image's pull; `None` when it is used up.
+    async fn wait(
+        &self,
+        pull: &ImagePull,
+        job: &Arc<Job>,
+        request: &Request,
+    ) -> Option<(Outcome, &'static str)> {
+        let deadline = pull.state.lock().budget.enter(Instant::now());
+        let _waiting = Waiting(pull);
+        let mut progress = job.progress();
+        let settled = progress.wait_for(Progress::is_settled);
+        let settled = tokio::time::timeout_at(deadline.into(), settled);
+        let Progress { content, tree } = match settled.await {
+            Ok(Ok(progress)) => progress.clone(),
+            Ok(Err(_)) => return Some((Outcome::Declined, "shutdown")),
+            Err(_) => return None,
+        };
+        Some(match (content, tree) {
+            (Content::Failed { reason }, _) => {
+                self.hand_over(pull, request).await;
+                (Outcome::Declined, reason)
+            }
+            (_, Tree::Refused { reason }) => {
+                self.hand_over(pull, request).await;
+                (Outcome::HandedOver, reason)
+            }
+            (_, Tree::Dropped) => (Outcome::HandedOver, "budget"),
+            (_, Tree::Ready | Tree::Taken | Tree::Building) => self.claim(pull, job, request).await,
+        })
+    }
+
+    /// Makes the finished tree the snapshot that containerd asked for, unless one is there.
+    async fn claim(&self, pull: &ImagePull, job: &Arc<Job>, request: &Request) -> (Outcome, &'static str) {
+        let _one_at_a_time = job.claim.lock().await;
+        let layer = job.order.layer();
+        if self.snapshot_of(&layer.chain_id, &request.parent).is_some() {
+            return (Outcome::Intercepted, "local");
+        }
+        let tree = match job.take_tree() {
+            Some(tree) => Ok(tree),
+            None => make::rebuild(&self.parts, layer, &job.pull).await,
+        };
+        let committed = match tree {
+            Ok((staging, built)) => {
+                let snapshots = Arc::clone(&self.parts.snapshots);
+                let (parent, labels) = (request.parent.clone(), request.labels.clone());
+                let chain_id = layer.chain_id.clone();
+                let commit = tokio::task::spawn_blocking(move || {
+                    let below = snapshots.below(&parent).map_err(|error| error.to_string())?;
+                    crate::unpack::settle(staging.path(), &built, &below)
+                        .map_err(|error| error.to_string())?;
+                    snapshots
+                        .commit_tree(staging, &chain_id, &parent, labels)
+                        .map_err(|error| error.to_string())
+                });
+                commit.await.expect("committing a tree does not panic").map(|_| ())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match committed {
+            Ok(()) => (Outcome::Intercepted, "made"),
+            Err(error) => {
+                tracing::warn!(layer = %layer.descriptor.digest, error, "layer tree not committed");
+                self.hand_over(pull, request).await;
+                (Outcome::HandedOver, "commit")
+            }
+        }
+    }
+
+    /// A Prepare that cannot be told `AlreadyExists`: an old `ctr`, or a container created from an image whose
+    /// snapshots are gone. If containerd has the blob, all is well; else it is put there.
+    async fn heal(&self, request: &Request, found: &Found) -> (Outcome, &'static str) {
+        let layer = &found.image.layers[found.index];
+        let namespace = self.parts.containerd.namespace(&request.namespace);
+        match namespace.info(&layer.descriptor.digest).await {
+            Ok(Some(_)) => {
+                self.parts.adopter.offer(&request.namespace, &layer.descriptor);
+                return (Outcome::Bypassed, "fetched_first");
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "containerd does not say what it has"
+                );
+                return (Outcome::Declined, "containerd");
+            }
+        }
+        let pull = self.image_pull(request, found).await;
+        let job = self.job(request, &found.image, found.index, false);
+        job.hand_over();
+        let deadline = pull.state.lock().budget.enter(Instant::now());
+        let _waiting = Waiting(&pull);
+        let mut progress = job.progress();
+        let stored = progress.wait_for(|progress| progress.content != Content::Pending);
+        match tokio::time::timeout_at(deadline.into(), stored).await {
+            Ok(Ok(progress)) if progress.content == Content::Present => (Outcome::HandedOver, "healed"),
+            Ok(_) => (Outcome::Declined, "no_origin"),
+            Err(_) => (Outcome::Declined, "budget"),
+        }
+    }
+
+    /// Whether containerd has the layer's blob under way by itself: then it is left to it.
+    async fn containerd_has_begun(
+        &self,
+        request: &Request,
+        layer: &LayerOf,
+    ) -> Option<(Outcome, &'static str)> {
+        let namespace = self.parts.containerd.namespace(&request.namespace);
+        let status = namespace.status(&layer.r#ref).await.ok().flatten()?;
+        let begun = status.offset > 0 && status.offset < layer.descriptor.size;
+        begun.then(|| {
+            self.parts.adopter.offer(&request.namespace, &layer.descriptor);
+            (Outcome::Bypassed, "being_fetched")
+        })
+    }
+
+    async fn image_pull(&self, request: &Request, found: &Found) -> Arc<ImagePull> {
+        let limit = self.budget().await;
+        let key = (request.namespace.clone(), found.image.manifest.clone());
+        let mut images = self.images.lock();
+        let pull = images.entry(key).or_insert_with(|| {
+            Arc::new(ImagePull {
+                namespace: request.namespace.clone(),
+                image: Arc::clone(&found.image),
+                jobs: Mutex::default(),
+                state: Mutex::new(PullState { budget: Budget::new(limit), last_seen: Instant::now() }),
+            })
+        });
+        pull.state.lock().last_seen = Instant::now();
+        Arc::clone(pull)
+    }
+
+    /// The budget of one pull. With containerd's version the limits of holds become known, too.
+    async fn budget(&self) -> Duration {
+        let known = self.budget.get_or_try_init(async || {
+            let version = self.parts.containerd.version().await?;
+            let by_version = Limits::of(&version);
+            self.parts.holder.set_limits(Limits {
+                idle_max: self.settings.hold_idle_max.unwrap_or(by_version.idle_max),
+                total_max: self.settings.hold_max.or(by_version.total_max),
+            });
+            let slowed = version.slowed_by_holds();
+            let budget = self.settings.prepare_budget.unwrap_or(if slowed { BUDGET_1 } else { BUDGET_2 });
+            Ok::<_, VersionError>(budget)
+        });
+        known.await.copied().unwrap_or(BUDGET_2)
+    }
+
+    /// Starts every layer from `first` on that is not being made yet.
+    fn start_jobs(&self, pull: &ImagePull, request: &Request, first: usize) {
+        // A layer above one that has no snapshot has none with the right parent either.
+        let mut parent = Some(request.parent.clone());
+        for (index, layer) in pull.image.layers.iter().enumerate().skip(first) {
+            let snapshot = parent.and_then(|parent| self.snapshot_of(&layer.chain_id, &parent));
+            let tree_wanted = snapshot.is_none();
+            parent = snapshot.map(|info| info.name);
+            if layer.compression.is_ok() && !pull.jobs.lock().contains_key(&index) {
+                let job = self.job(request, &pull.image, index, tree_wanted);
+                pull.jobs.lock().insert(index, job);
+            }
+        }
+    }
+
+    /// The committed snapshot of a layer on exactly this parent.
+    fn snapshot_of(&self, chain_id: &Digest, parent: &str) -> Option<Info> {
+        self.parts.snapshots.find(&chain_id.to_string(), parent).unwrap_or_else(|error| {
+            tracing::warn!(%chain_id, error = &error as &dyn std::error::Error, "cannot look for a snapshot");
+            None
+        })
+    }
+
+    fn job(&self, request: &Request, image: &Arc<Image>, index: usize, tree_wanted: bool) -> Arc<Job> {
+        let layer = &image.layers[index];
+        let digest = &layer.descriptor.digest;
+        let key = (request.namespace.clone(), layer.chain_id.clone(), digest.clone());
+        let mut jobs = self.jobs.lock();
+        if let Some(job) = jobs.get(&key).and_then(Weak::upgrade) {
+            return job;
+        }
+        let order = Order {
+            namespace: request.namespace.clone(),
+            image: Arc::clone(image),
+            index,
+            lease: request.lease.clone(),
+            tree_wanted,
+        };
+        let job = Job::start(&self.parts, &self.builders, order);
+        jobs.insert(key, Arc::downgrade(&job));
+        job
+    }
+
+    /// Holds containerd's refs of all layers that are still missing, before any Prepare returns mounts.
+    async fn hand_over(&self, pull: &ImagePull, request: &Request) {
+        let jobs: Vec<Arc<Job>> = pull.jobs.lock().values().cloned().collect();
+        for job in jobs {
+            let content = job.progress().borrow().content.clone();
+            match content {
+                Content::Present | Content::Failed { .. } => continue,
+                Content::Unwanted => self.keep_for_containerd(&job, request).await,
+                Content::Pending => job.hand_over(),
+            }
+            let order = &job.order;
+            let held = self.parts.holder.hold(Wanted {
+                namespace: &pull.namespace,
+                image: &order.image,
+                index: order.index,
+                extract_key: &request.key,
+                lease: order.lease.as_deref(),
+            });
+            match held.await {
+                Held::Holding => self.follow(&job),
+                Held::Present => {}
+                Held::FetchedByContainerd => {
+                    self.parts.adopter.offer(&pull.namespace, &order.layer().descriptor);
+                }
+                Held::Refused(reason) => {
+                    tracing::warn!(layer = %order.layer().descriptor.digest, reason, "ref not held");
+                }
+            }
+        }
+    }
+
+    /// Tells the holder what becomes of a layer whose ref is held.
+    fn follow(&self, job: &Arc<Job>) {
+        let holder = self.parts.holder.clone();
+        let mut progress = job.progress();
+        let mut pull = job.pull.watch();
+        let (namespace, digest) = (job.order.namespace.clone(), job.order.layer().descriptor.digest.clone());
+        let stop = self.parts.stop.clone();
+        self.parts.tasks.spawn(async move {
+            loop {
+                let content = progress.borrow_and_update().content.clone();
+                match content {
+                    Content::Present | Content::Unwanted => {
+                        return holder.blob_committed(&namespace, &digest);
+                    }
+                    Content::Failed { .. } => return holder.pull_failed(&namespace, &digest),
+                    Content::Pending => {}
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = progress.changed() => if changed.is_err() { return },
+                    changed = pull.changed() => {
+                        if changed.is_err() { return }
+                        holder.progress(&digest);
+                    }
+                }
+            }
+        });
+    }
+
+    /// A layer of an image that discards its layers, handed over: its blob is written after all, under the caller's
+    /// lease or one of ours.
+    async fn keep_for_containerd(&self, job: &Arc<Job>, request: &Request) {
+        job.hand_over();
+        let mut order = job.order.clone();
+        if order.lease.is_none() {
+            let namespace = self.parts.containerd.namespace(&order.namespace);
+            let id = format!("flotilla-{}", order.layer().descriptor.digest.hex());
+            match namespace.create_lease(&id, SystemTime::now() + LEASE_FOR).await {
+                Ok(()) => {
+                    let lease = OwnLease { namespace: order.namespace.clone(), id: id.clone() };
+                    self.leases.lock().entry(request.key.clone()).or_default().push(lease);
+                    order.lease = Some(id);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "no lease for a handed-over layer"
+                    );
+                }
+            }
+        }
+        if let Ok(blob) = job.pull.proven().await {
+            // A failure is logged there, and leaves containerd to fetch the layer.
+            let _ = make::ingest(&self.parts, &order, blob).await;
+        }
+    }
+
+    fn release_leases(&self, key: &str) {
+        for lease in self.leases.lock().remove(key).unwrap_or_default() {
+            let namespace = self.parts.containerd.namespace(&lease.namespace);
+            self.parts.tasks.spawn(async move {
+                if let Err(error) = namespace.delete_lease(&lease.id).await {
+                    // It expires by itself.
+                    tracing::debug!(error = &error as &dyn std::error::Error, "lease not released");
+                }
+            });
+        }
+    }
+
+    fn report(&self, request: &Request, found: &Found, end: (Outcome, &'static str), took: Duration) {
+        let layer = &found.image.layers[found.index];
+        let (outcome, reason) = end;
+        self.parts.metrics.count(outcome, reason);
+        self.parts.metrics.observe_prepare(took);
+        let pull =
+            self.images.lock().get(&(request.namespace.clone(), found.image.manifest.clone())).cloned();
+        let job = pull.and_then(|pull| pull.jobs.lock().get(&found.index).cloned());
+        let bytes = job.map(|job| job.pull.status().bytes).unwrap_or_default();
+        tracing::info!(
+            layer = %layer.descriptor.digest,
+            namespace = request.namespace,
+            image = found.image.name,
+            size = layer.descriptor.size,
+            outcome = outcome.name(),
+            reason,
+            bytes_local = bytes.local,
+            bytes_peer = bytes.peer,
+            bytes_origin = bytes.origin,
+            millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "layer"
+        );
+    }
+}
+
+fn settled(job: &Job) -> bool {
+    job.progress().borrow().is_settled()
+}

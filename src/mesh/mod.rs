@@ -1,1 +1,340 @@
 //! Who is here, where a digest is tracked, and the connections to other members.
+//!
+//! ```text
+//!   seeds ──▶ greet (I/O loop) ──events──▶ view (decisions) ──changes──▶ logs, changed(), connections
+//!                  │                          ▲
+//!                  ▼                          └── hello(): somebody greets us, through the mesh door
+//!            connections: per member one h2 channel and a few HTTP/1.1 connections, all mutual TLS
+//! ```
+//! [`Mesh::run`] is the one task; it owns every greeting under way. The view is behind one lock that is
+//! held only for a decision. Without an identity there is no mesh: this node is alone and dials nobody.
+
+mod connect;
+mod dial;
+mod greet;
+mod member;
+mod rank;
+mod rate;
+mod seed;
+mod view;
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Channel;
+
+pub use connect::GetError;
+pub use dial::ConnectError;
+pub use greet::HELLO_LEN_MAX;
+pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
+pub use rank::hrw_rank;
+pub use rate::Rate;
+pub use seed::{Seed, SeedError};
+
+use self::{
+    connect::Connections,
+    view::{Change, Event, Refusal, View},
+};
+use crate::{identity::Identity, oci::Digest, wire::mesh as wire};
+
+/// `[mesh]`, and what `[node]` says about this member.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the mesh door listens, with the port that it really has.
+    pub listen: SocketAddr,
+    /// `host` or `host:port` under which others reach it. Without it the address of `listen`; if that is
+    /// `0.0.0.0` or `[::]`, the address from which this node dials the first member.
+    pub advertise: Option<String>,
+    pub members: Vec<Seed>,
+    /// This node's name while it has no certificate; with one, the certificate's name counts.
+    pub name: String,
+    pub zone: Option<String>,
+    pub role: Role,
+    /// Bytes a second to other members, all together.
+    pub upload_rate: Option<u64>,
+    /// Bytes a second from other members, all together.
+    pub download_rate: Option<u64>,
+}
+
+/// How a member is doing, seen from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// It is known but has not answered at its own address yet.
+    Joining,
+    Alive,
+    Unreachable {
+        reason: String,
+    },
+}
+
+/// Why somebody's Hello is refused. The line says it on this side; the caller gets it as the answer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HelloError {
+    #[error("it speaks version {theirs} of the mesh protocol and this member speaks {}", wire::VERSION)]
+    Version { theirs: u32 },
+    #[error("its greeting is not valid: {0}")]
+    Member(#[from] MemberError),
+    #[error("it calls itself `{claimed}` but its certificate names `{certified}` first")]
+    Name { claimed: String, certified: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error("this member is alone: it has no certificate")]
+    Closed,
+}
+
+/// The mesh as this node sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Mesh {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    view: Mutex<View>,
+    connections: Option<Connections>,
+    version: watch::Sender<u64>,
+    /// The view has something due earlier than the loop believes.
+    wake: Notify,
+    /// Callers that were turned away, so that each is told of once for each reason.
+    turned_away: Mutex<greet::Complaints>,
+    upload: Rate,
+    download: Rate,
+}
+
+impl Mesh {
+    /// A mesh that knows nobody yet. `identity: None` is a node alone: the mesh stays closed.
+    #[must_use]
+    pub fn new(settings: Settings, identity: Option<Identity>, generation: u64) -> Self {
+        let name = match &identity {
+            Some(identity) => {
+                let certified = identity.name();
+                if certified != settings.name {
+                    tracing::warn!(
+                        "this node is called `{}` but its certificate names `{certified}` first: in the mesh it is `{certified}`",
+                        settings.name
+                    );
+                }
+                certified
+            }
+            None => settings.name.clone(),
+        };
+        let me = Member {
+            name,
+            address: advertised(&settings).unwrap_or_else(|| settings.listen.to_string()),
+            zone: settings.zone.clone(),
+            generation,
+            role: settings.role,
+        };
+        let shared = Shared {
+            view: Mutex::new(View::new(me)),
+            connections: identity.map(|identity| Connections::new(identity, TaskTracker::new())),
+            version: watch::Sender::new(0),
+            wake: Notify::new(),
+            turned_away: Mutex::default(),
+            upload: Rate::new(settings.upload_rate),
+            download: Rate::new(settings.download_rate),
+            settings,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Greets the members, asks DNS again, notices who is gone; returns when `stop` is cancelled, with
+    /// every connection closed.
+    pub async fn run(&self, stop: CancellationToken) {
+        match &self.shared.connections {
+            None => stop.cancelled().await,
+            Some(connections) => {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = greet::greet_forever(&self.shared, connections) => {}
+                    () = greet::resolve_forever(&self.shared) => {}
+                }
+                connections.close().await;
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn me(&self) -> Member {
+        self.shared.view.lock().me().clone()
+    }
+
+    /// Who can be dialed now, this node included, sorted by name.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.view.lock().live().into_iter().cloned().collect()
+    }
+
+    /// Everybody with their state, sorted by name. A seed that has never answered stands under its address.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Member, MemberState)> {
+        self.shared.view.lock().all()
+    }
+
+    /// The live members that may track `digest`, best first; this node alone if nobody may.
+    #[must_use]
+    pub fn rank(&self, digest: &Digest) -> Vec<Member> {
+        let view = self.shared.view.lock();
+        let ranked: Vec<Member> = hrw_rank(digest, view.live()).into_iter().cloned().collect();
+        if ranked.is_empty() { vec![view.me().clone()] } else { ranked }
+    }
+
+    /// Bumps whenever [`Self::members`] changes.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.version.subscribe()
+    }
+
+    /// Somebody saw a connection to this member die: it is greeted now, not at its next turn.
+    pub fn failed(&self, name: &str) {
+        self.shared.apply(Event::Doubted { name: name.to_owned() });
+        self.shared.wake.notify_one();
+    }
+
+    /// The channel for small requests to a member: HTTP/2, kept, dialed again by itself. The certificate
+    /// names `to.name`.
+    pub async fn control(&self, to: &Member) -> Result<Channel, ConnectError> {
+        self.connections()?.control(to).await
+    }
+
+    /// Gets `path` from a member over HTTP/1.1 on kept connections. The body is the caller's to bound.
+    pub async fn get(
+        &self,
+        to: &Member,
+        path: &str,
+    ) -> Result<http::Response<hyper::body::Incoming>, GetError> {
+        self.connections()?.get(to, path).await
+    }
+
+    /// The answering side of Members.Hello: the whole message, from a caller whose certificate names
+    /// `peer_cert_name`.
+    pub fn answer(
+        &self,
+        request: wire::HelloRequest,
+        peer_cert_name: &str,
+    ) -> Result<wire::HelloResponse, HelloError> {
+        let introduce = request.introduce;
+        let from = match request.version {
+            wire::VERSION => Member::from_wire(request.from).map_err(HelloError::Member),
+            theirs => Err(HelloError::Version { theirs }),
+        };
+        let me = from.and_then(|from| self.greeted(from, peer_cert_name));
+        let me = self.told(me, peer_cert_name)?;
+        let members = if introduce {
+            self.shared.view.lock().others_than(peer_cert_name).map(Member::to_wire).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(wire::HelloResponse { version: wire::VERSION, member: Some(me.to_wire()), members })
+    }
+
+    /// The answering side of Members.Hello, for a message that has been checked: who this node is.
+    pub fn hello(&self, from: Option<Member>, peer_cert_name: &str) -> Result<Member, HelloError> {
+        let from = from.ok_or(HelloError::Member(MemberError::Absent));
+        self.told(from.and_then(|from| self.greeted(from, peer_cert_name)), peer_cert_name)
+    }
+
+    /// What leaves for other members, all together.
+    #[must_use]
+    pub fn upload(&self) -> &Rate {
+        &self.shared.upload
+    }
+
+    /// What comes from other members, all together.
+    #[must_use]
+    pub fn download(&self) -> &Rate {
+        &self.shared.download
+    }
+
+    fn connections(&self) -> Result<&Connections, ConnectError> {
+        self.shared.connections.as_ref().ok_or(ConnectError::Closed)
+    }
+
+    fn greeted(&self, from: Member, peer_cert_name: &str) -> Result<Member, HelloError> {
+        if self.shared.connections.is_none() {
+            return Err(HelloError::Closed);
+        }
+        if from.name != peer_cert_name {
+            let certified = peer_cert_name.to_owned();
+            return Err(HelloError::Name { claimed: from.name, certified });
+        }
+        if from.is_unspecified() {
+            return Err(HelloError::Member(MemberError::Unspecified(from.name)));
+        }
+        self.shared.called(from).map_err(|refusal| HelloError::Refused(refusal.to_string()))?;
+        Ok(self.me())
+    }
+
+    fn told(&self, answer: Result<Member, HelloError>, caller: &str) -> Result<Member, HelloError> {
+        if let Err(error) = &answer
+            && self.shared.turned_away.lock().is_news(caller, &error.to_string())
+        {
+            tracing::warn!(member = caller, "refused the greeting of `{caller}`: {error}");
+        }
+        answer
+    }
+}
+
+impl Shared {
+    fn apply(&self, event: Event) {
+        let changes = self.view.lock().apply(event, Instant::now());
+        self.changed(changes);
+    }
+
+    fn called(&self, from: Member) -> Result<(), Refusal> {
+        let changes = self.view.lock().called(from, Instant::now())?;
+        self.changed(changes);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Tells the log, drops connections that mean nothing any more, and wakes who watches.
+    fn changed(&self, changes: Vec<Change>) {
+        let mut live_changed = false;
+        for change in changes {
+            greet::tell(&change);
+            live_changed |= match &change {
+                Change::Joined(_) => true,
+                Change::Replaced { old: gone, .. } | Change::Unreachable { member: gone, .. } => {
+                    self.forget(&gone.name);
+                    true
+                }
+                Change::Forgotten(gone) => {
+                    self.forget(&gone.name);
+                    false
+                }
+                Change::Silent { .. } | Change::Conflict { .. } | Change::Full => false,
+            };
+        }
+        if live_changed {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        if let Some(connections) = &self.connections {
+            connections.forget(name);
+        }
+    }
+}
+
+/// Whether `text` can stand in `[mesh] advertise`: a host, or `host:port`.
+#[must_use]
+pub fn is_advertisable(text: &str) -> bool {
+    seed::split(text).is_ok() || seed::split(&seed::join(text.trim_matches(['[', ']']), 1)).is_ok()
+}
+
+/// `host:port` under which others reach this node; `None` if only dialing can tell.
+fn advertised(settings: &Settings) -> Option<String> {
+    let listen = settings.listen;
+    match settings.advertise.as_deref() {
+        None => (!listen.ip().is_unspecified()).then(|| listen.to_string()),
+        Some(address) if seed::split(address).is_ok() => Some(address.to_ascii_lowercase()),
+        Some(host) => Some(seed::join(host.trim_matches(['[', ']']), listen.port()).to_ascii_lowercase()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,345 @@
 //! Makes a blob present: local, in flight, peers, origin.
+//!
+//! ```text
+//!   start ──▶ Flight (one task for each digest) ── owns ──▶ Exchange: what to do next
+//!                │  ▲                                            │
+//!                │  └────────── News ◀── tasks: fetch, read, audit, track ◀── actions
+//!                ├──▶ Arrival ──▶ PieceReader (unpacks), proof (the in-order chain; blocking)
+//!                └──▶ Store: pieces while they arrive, the blob when the chain closes
+//! ```
+//! Everything that happens comes to the flight as a [`flight::News`] on one bounded queue; the flight itself
+//! never waits for anything else. It ends proven, failed, or forgotten a minute after the last handle.
+
+mod arrival;
+mod fetch;
+mod flight;
+mod hands;
+mod metrics;
+mod proof;
+mod read;
+mod session;
+mod track;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::flight::Flight;
+pub use self::{arrival::PieceReader, metrics::Metrics};
+use crate::{
+    mesh::{Member, Mesh},
+    oci::{Digest, Repository},
+    origin::{Origin, OriginError},
+    store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
+    swarm::{Trackers, tracker::Answer},
+};
+
+/// Pieces in memory on their way to the disk, in MiB, for all pulls together.
+const BUFFERS_MIB: usize = 96;
+const MIB: usize = 1 << 20;
+
+/// How pulls behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a pull that nobody waits for goes on: containerd's client may come back.
+    pub linger: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { linger: Duration::from_secs(60) }
+    }
+}
+
+/// What pulls work with.
+pub struct Parts {
+    pub store: Store,
+    pub origin: Origin,
+    pub mesh: Mesh,
+    pub trackers: Trackers,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+    pub metrics: Metrics,
+    pub settings: Settings,
+}
+
+/// A blob that somebody wants here.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub digest: Digest,
+    pub len: u64,
+    /// Repositories that may have it; none: from the mesh only.
+    pub origins: Vec<Repository>,
+}
+
+/// The pulls of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Pulls(Arc<Shared>);
+
+struct Shared {
+    store: Store,
+    origin: Origin,
+    mesh: Mesh,
+    trackers: Trackers,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    metrics: Metrics,
+    settings: Settings,
+    buffers: Semaphore,
+    flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+    /// Convicted members, by name and generation: a restart is another chance.
+    banned: Mutex<HashMap<String, u64>>,
+}
+
+/// Where bytes came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BySource {
+    pub local: u64,
+    pub peer: u64,
+    pub origin: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PullState {
+    Waiting,
+    Arriving,
+    Proven,
+    Failed(&'static str),
+}
+
+/// How a pull is doing.
+#[derive(Clone, Debug)]
+pub struct PullStatus {
+    pub digest: Digest,
+    pub len: u64,
+    /// Bytes that passed their check, by where they came from. What is replaced counts twice.
+    pub bytes: BySource,
+    /// Bytes that are here.
+    pub arrived: u64,
+    pub state: PullState,
+    pub last_piece_at: Option<Instant>,
+}
+
+/// Why a blob could not be made present.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error("cannot begin to store {digest}")]
+    Arrive { digest: Digest, source: ArriveError },
+    #[error("cannot store a piece of {digest}")]
+    Disk { digest: Digest, source: io::Error },
+    #[error("cannot read what arrived")]
+    Read { source: ReadError },
+    #[error("cannot commit {digest}")]
+    Commit { digest: Digest, source: CommitError },
+    #[error("{digest} is with nobody in the mesh, and its origin failed")]
+    Origin { digest: Digest, source: Arc<OriginError> },
+    #[error("{digest} is with nobody in the mesh, and the members that asked its origin say: {reason}")]
+    Swarm { digest: Digest, reason: String },
+    #[error("the origin serves other bytes than {digest} names")]
+    WrongDigest { digest: Digest },
+    #[error("{digest}: nobody waits for it any more")]
+    Forgotten { digest: Digest },
+    #[error("{digest}: the daemon stops")]
+    Stopped { digest: Digest },
+}
+
+impl PullError {
+    /// One word for metrics and tables.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Arrive { source: ArriveError::NoSpace { .. }, .. } => "no_space",
+            Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => "no_space",
+            Self::Arrive { .. } | Self::Disk { .. } | Self::Read { .. } | Self::Commit { .. } => "store",
+            Self::Origin { source, .. } => source.reason(),
+            Self::Swarm { reason, .. } if reason == "no_origin" => "no_origin",
+            Self::Swarm { .. } => "origin_swarm",
+            Self::WrongDigest { .. } => "wrong_digest",
+            Self::Forgotten { .. } => "forgotten",
+            Self::Stopped { .. } => "stopped",
+        }
+    }
+}
+
+/// A blob's pieces on this node.
+#[derive(Clone)]
+pub enum Here {
+    Whole(Blob),
+    Arriving(Arriving),
+}
+
+impl Pulls {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { store, origin, mesh, trackers, tasks, stop, metrics, settings } = parts;
+        let (buffers, flights, banned) = (Semaphore::new(BUFFERS_MIB), Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared {
+            store,
+            origin,
+            mesh,
+            trackers,
+            tasks,
+            stop,
+            metrics,
+            settings,
+            buffers,
+            flights,
+            banned,
+        }))
+    }
+
+    /// Joins the flight for this digest, or starts it.
+    #[must_use]
+    pub fn start(&self, want: Want) -> Pull {
+        let mut flights = self.0.flights.lock();
+        if let Some(flight) = flights.get(&want.digest).filter(|flight| flight.takes(want.len)) {
+            return Pull { handle: Handle::of(flight) };
+        }
+        let flight = Arc::new(Flight::new(want.clone()));
+        let pull = Pull { handle: Handle::of(&flight) };
+        if let Some(blob) = self.0.store.get(&want.digest).filter(|blob| blob.len() == want.len) {
+            flight.finish_local(&self.0, blob);
+            return pull;
+        }
+        flights.insert(want.digest, flight.clone());
+        self.0.tasks.spawn(flight::run(flight, self.0.clone()));
+        pull
+    }
+
+    /// The pulls under way, and those that still serve their swarm.
+    #[must_use]
+    pub fn list(&self) -> Vec<PullStatus> {
+        self.0.flights.lock().values().map(|flight| flight.status()).collect()
+    }
+
+    /// What is here of a blob, proven or arriving.
+    #[must_use]
+    pub fn here(&self, digest: &Digest) -> Option<Here> {
+        if let Some(blob) = self.0.store.get(digest) {
+            return Some(Here::Whole(blob));
+        }
+        let flight = self.0.flights.lock().get(digest).cloned()?;
+        flight.arrival.arriving().cloned().map(Here::Arriving)
+    }
+
+    /// Another member begins to track this digest: what is here of it? A pull under way moves there if that
+    /// member is the first of the digest's rank.
+    #[must_use]
+    pub fn answer(&self, digest: &Digest, tracker: &str) -> Answer {
+        if self.0.store.get(digest).is_some() {
+            return Answer::Whole;
+        }
+        match self.0.flights.lock().get(digest) {
+            Some(flight) => {
+                flight.called_by(tracker);
+                Answer::Pulling
+            }
+            None => Answer::Nothing,
+        }
+    }
+
+    /// The swarms that this node tracks.
+    #[must_use]
+    pub fn trackers(&self) -> &Trackers {
+        &self.0.trackers
+    }
+}
+
+impl Shared {
+    /// Room for a piece in memory.
+    async fn buffer(&self, len: usize) -> SemaphorePermit<'_> {
+        let mib = u32::try_from(len.div_ceil(MIB)).expect("a piece is at most 4 MiB");
+        self.buffers.acquire_many(mib).await.expect("never closed")
+    }
+
+    fn refuse(&self, reason: &'static str, peer: &str) {
+        let labels = metrics::Refused { reason, peer: peer.to_owned() };
+        self.metrics.refused.get_or_create(&labels).inc();
+    }
+
+    fn ban(&self, member: &Member) {
+        self.banned.lock().insert(member.name.clone(), member.generation);
+    }
+
+    fn is_banned(&self, member: &Member) -> bool {
+        self.banned.lock().get(&member.name) == Some(&member.generation)
+    }
+}
+
+/// Interest in a flight: it goes on for a while after the last one is dropped.
+struct Handle(Arc<Flight>);
+
+impl Handle {
+    fn of(flight: &Arc<Flight>) -> Self {
+        flight.handles.send_modify(|handles| *handles += 1);
+        Self(flight.clone())
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.handles.send_modify(|handles| *handles -= 1);
+    }
+}
+
+/// A pull that the caller waits for.
+#[derive(Clone)]
+pub struct Pull {
+    handle: Handle,
+}
+
+impl Pull {
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.handle.0.want.digest
+    }
+
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an empty blob is a blob like others")]
+    pub fn len(&self) -> u64 {
+        self.handle.0.want.len
+    }
+
+    #[must_use]
+    pub fn status(&self) -> PullStatus {
+        self.handle.0.status()
+    }
+
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<PullStatus> {
+        self.handle.0.status.subscribe()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// The pull failed.
+    pub async fn proven(&self) -> Result<Blob, Arc<PullError>> {
+        let mut end = self.handle.0.end.subscribe();
+        let ended = end.wait_for(Option::is_some).await.expect("the flight is held by this handle");
+        ended.clone().expect("waited for it")
+    }
+
+    /// The bytes in order as they arrive, not proven yet. It fails when the pull fails, and with "rewound" when
+    /// a piece that was read is replaced: then read again from a new reader.
+    #[must_use]
+    pub fn reader(&self) -> PieceReader {
+        PieceReader::new(self.handle.0.arrival.clone(), self.handle.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

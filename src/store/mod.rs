@@ -1,1 +1,199 @@
 //! Blobs on disk: arriving, proven, linked, expired.
+//!
+//! ```text
+//! <dir>/lock                                  held for as long as the store is open; the daemon's process id
+//! <dir>/arriving/<alg>-<hex>/data             sparse, as long as the blob
+//!                            pieces           which pieces are here, and the BLAKE3 of each (`journal`)
+//! <dir>/blobs/<alg>/<2 hex>/<hex>/data        the blob: a file of ours, or a hard link to containerd's
+//!                                 chain       the proven chain (`chain_file`)
+//!                                 pieces      the BLAKE3 of each piece; its mtime is the blob's last use
+//! <dir>/staging/<n>                           half-made or half-deleted; emptied at start
+//! ```
+//! A directory moves from `arriving/` (or `staging/`) to `blobs/` and from there to `staging/` in one rename each, so
+//! whatever is under `blobs/` is proven and whole. What is in `arriving/` is believed only as far as its bytes match,
+//! piece by piece, whenever they are read or a pull resumes. Files of containerd are read and linked, never written.
+//!
+//! Who deletes: `sweep` (expired, over quota, below `keep_free`), an arrival that needs room, `remove`, `abandon`, and a
+//! read that finds rot. All of them delete our link only.
+//!
+//! Bytes are counted by the lengths of blobs. What lies beside them (64 bytes a piece) and the rest of the last block
+//! are not counted: under 0.01 % of a layer and less than 12 KiB a blob.
+
+mod adopt;
+mod arrive;
+mod arriving;
+mod blob;
+mod chain_file;
+mod claims;
+mod file_id;
+mod host;
+mod index;
+mod journal;
+mod lock;
+mod piece_file;
+mod policy;
+mod room;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::oci::Digest;
+
+pub use adopt::{AdoptError, Linked, RelinkError};
+pub use arrive::ArriveError;
+pub use arriving::{Arriving, CommitError};
+pub use blob::Blob;
+pub use piece_file::ReadError;
+pub use policy::Why;
+pub use room::{Removed, Swept};
+
+use shared::Shared;
+
+/// Where the store is, and how much it may hold.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub dir: PathBuf,
+    /// Bytes that containerd does not link, with what is arriving; `None` is 10 % of the file system.
+    pub quota: Option<u64>,
+    /// Bytes of the file system to leave free; `None` is 20 %, above the 15 % at which kubelet begins to remove images.
+    pub keep_free: Option<u64>,
+    /// Blobs that nobody has used for so long go.
+    pub expire_after: Duration,
+    /// Whether a blob is on the platter before it is called committed. Without it, what a power failure damages is found
+    /// when it is read, and fetched again.
+    pub sync: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("/var/lib/flotilla/store"),
+            quota: None,
+            keep_free: None,
+            // A week: an image that is rolled out again within it does not leave the registry twice.
+            expire_after: Duration::from_hours(168),
+            sync: true,
+        }
+    }
+}
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot write to the store's directory {dir}; make it writable, or set node.data_dir to another")]
+    Unusable { dir: PathBuf, source: io::Error },
+    #[error(
+        "the store {dir} is in use by another daemon{}; stop that one, or set node.data_dir to another directory",
+        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    InUse { dir: PathBuf, pid: Option<u32> },
+    #[error("cannot read the store's blobs under {dir}")]
+    Scan { dir: PathBuf, source: io::Error },
+    #[error("cannot see how large the file system of {dir} is")]
+    Space { dir: PathBuf, source: io::Error },
+}
+
+/// How full the store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Proven blobs.
+    pub blobs: u64,
+    /// Bytes of proven blobs, and of what has arrived of others.
+    pub bytes: u64,
+    /// Bytes that count against the quota, as of the last sweep: blobs that containerd does not link, and the whole
+    /// length of those arriving.
+    pub charged: u64,
+    pub quota: u64,
+}
+
+/// The blobs of this node. Cheap to clone. All methods block, but `get`, `usage` and `list` only for moments.
+#[derive(Clone)]
+pub struct Store(Arc<Shared>);
+
+impl Store {
+    /// Opens the store, makes it if it is not there, and throws away what a crash left half-made.
+    ///
+    /// # Errors
+    /// The directory cannot be written to, or another daemon has it.
+    pub fn open(settings: Settings) -> Result<Self, OpenError> {
+        Shared::open(&settings, Box::new(host::Machine)).map(Self)
+    }
+
+    /// A blob that is proven and whole; touches its last use.
+    #[must_use]
+    pub fn get(&self, digest: &Digest) -> Option<Blob> {
+        self.0.get(digest)
+    }
+
+    /// Begins the arrival of a blob, goes on with one that a restart cut off, or joins one that is under way. Reserves the
+    /// bytes that are still missing, and as many as containerd's copy will take. Checks again what an earlier daemon
+    /// left, so it blocks for as long as reading that takes.
+    ///
+    /// # Errors
+    /// `NoSpace` if they do not fit, even without all that may be let go. `Proven` if the blob is in the store.
+    pub fn arrive(&self, digest: &Digest, len: u64) -> Result<Arriving, ArriveError> {
+        self.0.arrive(digest, len)
+    }
+
+    /// Takes in a file that containerd owns: reads it once, proves it, and links it (on another file system: copies it).
+    ///
+    /// # Errors
+    /// `Foreign` if it holds other bytes; then nothing is kept.
+    pub fn adopt(&self, digest: &Digest, len: u64, path: &Path) -> Result<Blob, AdoptError> {
+        self.0.adopt(digest, len, path)
+    }
+
+    /// Puts containerd's file, which it has verified, in the place of ours: one copy on disk. `Copied` if that is not
+    /// possible between the two places; ours then stays.
+    ///
+    /// # Errors
+    /// The blob is not in the store, or the file is not one of its length or has been found rotten before.
+    pub fn relink(&self, digest: &Digest, path: &Path) -> Result<Linked, RelinkError> {
+        self.0.relink(digest, path)
+    }
+
+    /// Whether files under `other` (containerd's content store) can be linked into this store.
+    ///
+    /// # Errors
+    /// One of the two places cannot be looked at.
+    pub fn links_with(&self, other: &Path) -> io::Result<Linked> {
+        self.0.links_with(other)
+    }
+
+    /// Lets a proven blob go; whether it was there.
+    pub fn remove(&self, digest: &Digest) -> bool {
+        self.0.remove(digest)
+    }
+
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let index = self.0.index.lock();
+        Usage {
+            blobs: index.blobs.len() as u64,
+            bytes: index.bytes(),
+            charged: index.charged(),
+            quota: self.0.limits.quota,
+        }
+    }
+
+    /// Removes what has expired, then, least recently used first, what is over quota and what must go for `keep_free`.
+    /// A blob or an arrival that somebody has open stays: its bytes would not come free.
+    pub fn sweep(&self, now: SystemTime) -> Swept {
+        self.0.sweep(now)
+    }
+
+    /// The proven blobs and their lengths.
+    #[must_use]
+    pub fn list(&self) -> Vec<(Digest, u64)> {
+        let index = self.0.index.lock();
+        index.blobs.iter().map(|(digest, held)| (digest.clone(), held.len)).collect()
+    }
+}

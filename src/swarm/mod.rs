@@ -1,1 +1,15 @@
-//! Who sends which piece to whom: the tracker and the exchange, as decisions without I/O.
+//! Who sends which piece to whom.
+//!
+//! ```text
+//!   pull ── Exchange ◀── events ── Swarm (in Trackers, on the digest's HRW-first member) ── Exchange ── pull
+//!               └──────── reports ──────▶ ▲
+//! ```
+//! [`tracker::Swarm`] and [`exchange::Exchange`] are decisions without I/O: events in, decisions out, time as
+//! an argument. [`Trackers`] is the shell around the swarms that this node tracks.
+
+pub mod exchange;
+pub mod message;
+pub mod tracker;
+mod trackers;
+
+pub use trackers::{Seat, TrackError, Trackers};

@@ -3,6 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a story says what went wrong by panicking")]
 
 mod architecture;
+mod containerd;
 mod lab;
+mod origin;
 mod real_stock;
+mod registry;
+mod snapshots;
 mod systemd;
+mod tree;
+mod unpack_compare;
+mod unpack_containerd;
+mod unpack_layers;

@@ -1,0 +1,10 @@
+//! `flotilla config`.
+
+use std::io::Write;
+
+use crate::daemon::Settings;
+
+pub(super) fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
+    out.write_all(settings.print().as_bytes())?;
+    Ok(())
+}

@@ -1,1 +1,0 @@
-//! `flotilla install` and `flotilla uninstall`.

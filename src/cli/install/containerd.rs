@@ -1,0 +1,339 @@
+//! containerd's settings.
+//!
+//! The proxy plugin stands in a drop-in of ours that the main file imports. On 2.x everything else does, too. 1.6 and
+//! 1.7 replace a whole plugin section by the one that an import has (`services/server/config`, `mergeConfig`), so there
+//! the snapshotter of the CRI plugin is set in the main file, key by key.
+//!
+//! The drop-in has the main file's version: containerd migrates what it has merged, not each file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
+
+use super::{
+    files::{Backup, Change, backup_of},
+    read,
+};
+use crate::containerd::Version;
+
+/// The name of the proxy plugin, and so of the snapshotter.
+const SNAPSHOTTER: &str = "flotilla";
+
+const HEADER: &str =
+    "# Written by `flotilla install --containerd`; `flotilla uninstall --containerd` removes it.\n";
+
+/// CRI's settings on 1.6 and 1.7, and on 2.x.
+const CRI_1: [&str; 3] = ["plugins", "io.containerd.grpc.v1.cri", "containerd"];
+const CRI_2: [&str; 2] = ["plugins", "io.containerd.cri.v1.images"];
+const TRANSFER: [&str; 2] = ["plugins", "io.containerd.transfer.v1.local"];
+
+/// What the settings depend on.
+pub(super) struct Node {
+    pub(super) version: Version,
+    /// The plugin's socket.
+    pub(super) socket: PathBuf,
+    /// Where the snapshots lie.
+    pub(super) root: PathBuf,
+}
+
+/// Where the drop-in of `config` lies.
+fn drop_in_of(config: &Path) -> PathBuf {
+    config.parent().unwrap_or(Path::new("/")).join("conf.d").join("flotilla.toml")
+}
+
+pub(super) fn install(config: &Path, node: &Node) -> anyhow::Result<Vec<Change>> {
+    let before = read(config)?;
+    let drop_in = drop_in_of(config);
+    let after = with_flotilla(config, before.as_deref().unwrap_or(""), node, &drop_in)?;
+    let file_version = version_of(&parse(config, &after)?);
+    let ours = drop_in_text(node, file_version);
+    Ok(vec![
+        Change { before: read(&drop_in)?, path: drop_in, after: Some(ours), backup: Backup::Leave },
+        Change { path: config.to_owned(), before, after: Some(after), backup: Backup::Make },
+    ])
+}
+
+pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
+    let drop_in = drop_in_of(config);
+    let before = read(config)?;
+    let original = read(&backup_of(config))?;
+    let current = before.clone().unwrap_or_default();
+    let without = without_flotilla(config, &current, original.as_deref(), &drop_in)?;
+    let (after, backup) = match original {
+        Some(original) if same_settings(config, &without, &original) => (Some(original), Backup::Remove),
+        Some(_) => (Some(without), Backup::Leave),
+        None if without.trim().is_empty() => (None, Backup::Leave),
+        None => (before.is_some().then_some(without), Backup::Leave),
+    };
+    Ok(vec![
+        Change { path: config.to_owned(), before, after, backup },
+        Change { before: read(&drop_in)?, path: drop_in, after: None, backup: Backup::Leave },
+    ])
+}
+
+fn parse(path: &Path, text: &str) -> anyhow::Result<DocumentMut> {
+    text.parse().with_context(|| format!("{} is not TOML", path.display()))
+}
+
+fn same_settings(path: &Path, a: &str, b: &str) -> bool {
+    let plain = |text| {
+        parse(path, text).ok().and_then(|document| toml::from_str::<toml::Table>(&document.to_string()).ok())
+    };
+    plain(a).is_some_and(|a| Some(a) == plain(b))
+}
+
+fn version_of(document: &DocumentMut) -> i64 {
+    document.get("version").and_then(Item::as_integer).unwrap_or(1)
+}
+
+/// The main file with our entries.
+fn with_flotilla(path: &Path, text: &str, node: &Node, drop_in: &Path) -> anyhow::Result<String> {
+    let mut document = parse(path, text)?;
+    if document.is_empty() {
+        let newest = if node.version.major >= 2 { 3 } else { 2 };
+        document["version"] = value(newest);
+    }
+    let version = version_of(&document);
+    if version < 2 {
+        bail!(
+            "{} is of version {version}, which containerd 1.6 deprecated; `containerd config migrate` makes it version 2",
+            path.display()
+        );
+    }
+    if node.version.major < 2 {
+        let cri = table(&mut document, &CRI_1)?;
+        cri["snapshotter"] = value(SNAPSHOTTER);
+        cri["disable_snapshot_annotations"] = value(false);
+    }
+    let imports = document.entry("imports").or_insert_with(|| value(Array::new()));
+    let imports =
+        imports.as_array_mut().with_context(|| format!("{}: imports is no list", path.display()))?;
+    let named = drop_in.display().to_string();
+    if !imports.iter().any(|import| import.as_str().is_some_and(|import| covers(path, import, drop_in))) {
+        imports.push(named);
+    }
+    Ok(document.to_string())
+}
+
+/// Whether the import `pattern` of the file `config` takes in `drop_in`.
+fn covers(config: &Path, pattern: &str, drop_in: &Path) -> bool {
+    let pattern = config.parent().unwrap_or(Path::new("/")).join(pattern);
+    let all = pattern.file_name().is_some_and(|name| name == "*.toml" || name == "*");
+    pattern == drop_in || (all && pattern.parent() == drop_in.parent())
+}
+
+/// The main file without our entries; what they replaced comes from `original`.
+fn without_flotilla(
+    path: &Path,
+    text: &str,
+    original: Option<&str>,
+    drop_in: &Path,
+) -> anyhow::Result<String> {
+    let mut document = parse(path, text)?;
+    let original = original.map(|original| parse(path, original)).transpose()?.unwrap_or_default();
+    let named = drop_in.display().to_string();
+    if let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut) {
+        imports.retain(|import| import.as_str() != Some(&named));
+        if imports.is_empty() && original.get("imports").is_none() {
+            document.remove("imports");
+        }
+    }
+    if let Some(cri) = find(&mut document, &CRI_1)
+        && cri.get("snapshotter").and_then(Item::as_str) == Some(SNAPSHOTTER)
+    {
+        for key in ["snapshotter", "disable_snapshot_annotations"] {
+            match lookup(&original, &CRI_1).and_then(|cri| cri.get(key)) {
+                Some(old) => cri[key] = old.clone(),
+                None => drop(cri.remove(key)),
+            }
+        }
+    }
+    let bare = document.iter().all(|(key, item)| key == "version" || is_bare(item));
+    if bare && original.is_empty() {
+        return Ok(String::new());
+    }
+    Ok(document.to_string())
+}
+
+/// A table with nothing but tables of that kind in it.
+fn is_bare(item: &Item) -> bool {
+    item.as_table().is_some_and(|table| table.iter().all(|(_, item)| is_bare(item)))
+}
+
+/// The table at `names`, made where it is missing.
+fn table<'a>(document: &'a mut DocumentMut, names: &[&str]) -> anyhow::Result<&'a mut Table> {
+    let mut table = document.as_table_mut();
+    for name in names {
+        let item = table.entry(name).or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(true);
+            Item::Table(table)
+        });
+        table = item.as_table_mut().with_context(|| format!("containerd's settings: {name} is no table"))?;
+    }
+    Ok(table)
+}
+
+fn find<'a>(document: &'a mut DocumentMut, names: &[&str]) -> Option<&'a mut Table> {
+    let mut table = document.as_table_mut();
+    for name in names {
+        table = table.get_mut(name)?.as_table_mut()?;
+    }
+    Some(table)
+}
+
+fn lookup<'a>(document: &'a DocumentMut, names: &[&str]) -> Option<&'a Table> {
+    let mut table = document.as_table();
+    for name in names {
+        table = table.get(name)?.as_table()?;
+    }
+    Some(table)
+}
+
+/// Our own file.
+fn drop_in_text(node: &Node, file_version: i64) -> String {
+    let mut document = DocumentMut::new();
+    document["version"] = value(file_version);
+    let named = "a table of a new document";
+    let plugin = table(&mut document, &["proxy_plugins", SNAPSHOTTER]).expect(named);
+    plugin["type"] = value("snapshot");
+    plugin["address"] = value(node.socket.display().to_string());
+    let exports = table(&mut document, &["proxy_plugins", SNAPSHOTTER, "exports"]).expect(named);
+    exports["root"] = value(node.root.display().to_string());
+    exports["enable_remote_snapshot_annotations"] = value("true");
+    if node.version.major >= 2 {
+        // The new name in files of version 2 as well: of CRI's old settings containerd migrates the snapshotter only
+        // where they name runtimes (`plugins/cri/images/plugin.go`, `migrateConfig`).
+        table(&mut document, &CRI_2).expect(named)["snapshotter"] = value(SNAPSHOTTER);
+        let mut unpack = ArrayOfTables::new();
+        for snapshotter in ["overlayfs", SNAPSHOTTER] {
+            let mut entry = Table::new();
+            entry["platform"] = value(format!("linux/{}", architecture()));
+            entry["snapshotter"] = value(snapshotter);
+            entry["differ"] = value("walking");
+            unpack.push(entry);
+        }
+        table(&mut document, &TRANSFER).expect(named)["unpack_config"] = Item::ArrayOfTables(unpack);
+    }
+    format!("{HEADER}{document}")
+}
+
+/// This machine's architecture as containerd names it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(version: &str) -> Node {
+        Node {
+            version: version.parse().unwrap(),
+            socket: "/run/flotilla/snapshots.sock".into(),
+            root: "/var/lib/containerd/io.containerd.snapshotter.v1.flotilla".into(),
+        }
+    }
+
+    /// A folder with a settings file of containerd's.
+    fn machine(text: Option<&str>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.toml");
+        if let Some(text) = text {
+            std::fs::write(&config, text).unwrap();
+        }
+        (dir, config)
+    }
+
+    fn apply(changes: &[Change]) {
+        for change in changes.iter().filter(|change| change.is_needed()) {
+            change.apply().unwrap();
+        }
+    }
+
+    const WITH_COMMENTS: &str = r#"# ours since 2019
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "pause:3.9" # pinned
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+"#;
+
+    #[test]
+    fn an_old_containerd_keeps_its_comments_and_its_other_keys() {
+        let (_dir, config) = machine(Some(WITH_COMMENTS));
+        apply(&install(&config, &node("1.6.20~ds1")).unwrap());
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains("# ours since 2019") && text.contains("\"pause:3.9\" # pinned"), "{text}");
+        assert!(
+            text.contains("snapshotter = \"flotilla\"")
+                && text.contains("disable_snapshot_annotations = false")
+        );
+        let drop_in = std::fs::read_to_string(drop_in_of(&config)).unwrap();
+        assert!(drop_in.contains("version = 2") && !drop_in.contains("transfer"), "{drop_in}");
+        let again = install(&config, &node("1.6.20~ds1")).unwrap();
+        assert!(again.iter().all(|change| !change.is_needed()), "a second time changes nothing");
+    }
+
+    #[test]
+    fn uninstalling_gives_back_every_byte() {
+        for version in ["1.6.20", "1.7.24", "2.1.4", "v2.4.2"] {
+            for text in [Some(WITH_COMMENTS), None] {
+                let (_dir, config) = machine(text);
+                apply(&install(&config, &node(version)).unwrap());
+                assert!(config.exists());
+                apply(&uninstall(&config).unwrap());
+                assert_eq!(read(&config).unwrap().as_deref(), text, "{version}");
+                assert!(!drop_in_of(&config).exists() && !backup_of(&config).exists());
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_operator_changed_since_stays() {
+        let (_dir, config) = machine(Some(WITH_COMMENTS));
+        apply(&install(&config, &node("1.7.24")).unwrap());
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.replace("pause:3.9", "pause:3.10")).unwrap();
+        apply(&uninstall(&config).unwrap());
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains("pause:3.10") && text.contains("snapshotter = \"overlayfs\""), "{text}");
+        assert!(!text.contains("flotilla") && !text.contains("disable_snapshot_annotations"), "{text}");
+    }
+
+    #[test]
+    fn a_new_containerd_needs_one_line_in_its_own_file() {
+        let (_dir, config) = machine(None);
+        let changes = install(&config, &node("2.1.4")).unwrap();
+        assert!(changes[1].diff().contains("+imports = [") && changes[1].diff().contains("+version = 3"));
+        let drop_in = changes[0].after.as_deref().unwrap();
+        for wanted in [
+            "enable_remote_snapshot_annotations = \"true\"",
+            "io.containerd.cri.v1.images",
+            "snapshotter = \"overlayfs\"",
+        ] {
+            assert!(drop_in.contains(wanted), "{drop_in}");
+        }
+        let (_dir, config) = machine(Some("version = 2\nimports = [\"conf.d/*.toml\"]\n"));
+        let changes = install(&config, &node("2.1.4")).unwrap();
+        assert!(!changes[1].is_needed(), "the import is there already");
+        let drop_in = changes[0].after.as_deref().unwrap();
+        assert!(
+            drop_in.contains("version = 2") && drop_in.contains("io.containerd.cri.v1.images"),
+            "{drop_in}"
+        );
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_are_left_alone() {
+        let (_dir, config) = machine(Some("version = 1\n"));
+        assert!(install(&config, &node("1.6.20")).unwrap_err().to_string().contains("config migrate"));
+        let (_dir, config) = machine(Some("[broken"));
+        assert!(install(&config, &node("1.6.20")).unwrap_err().to_string().contains("is not TOML"));
+    }
+}

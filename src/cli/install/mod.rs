@@ -1,0 +1,165 @@
+//! `flotilla install` and `flotilla uninstall`: our entries in other programs' settings.
+//!
+//! Every file is planned first, shown as a diff, backed up beside itself as `NAME.before-flotilla`, then replaced by
+//! rename. Uninstalling a file that nobody has touched since gives back the backup, byte for byte; of one that was
+//! touched, only our entries are taken out.
+
+mod containerd;
+mod files;
+mod nerdctl;
+
+use std::{
+    io::{BufRead as _, IsTerminal as _, Write},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+use self::files::Change;
+use crate::{containerd::Version, daemon::Settings};
+
+const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
+const NERDCTL_CONFIG: &str = "/etc/nerdctl/nerdctl.toml";
+
+/// Whose settings.
+#[derive(Debug, clap::Args)]
+struct Targets {
+    /// containerd's.
+    #[arg(long)]
+    containerd: bool,
+    /// nerdctl's.
+    #[arg(long)]
+    nerdctl: bool,
+    /// containerd's settings file.
+    #[arg(long, default_value = CONTAINERD_CONFIG, value_name = "FILE")]
+    containerd_config: PathBuf,
+    /// nerdctl's settings file.
+    #[arg(long, default_value = NERDCTL_CONFIG, value_name = "FILE")]
+    nerdctl_config: PathBuf,
+    /// Show what would change, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Restart containerd without asking.
+    #[arg(long, conflicts_with = "no_restart")]
+    restart: bool,
+    /// Do not restart containerd, do not ask.
+    #[arg(long)]
+    no_restart: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InstallArgs {
+    #[command(flatten)]
+    targets: Targets,
+    /// containerd's version, where `containerd --version` cannot be run.
+    #[arg(long, value_name = "VERSION")]
+    containerd_version: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UninstallArgs {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut changes = Vec::new();
+    if args.targets.containerd {
+        let version = match &args.containerd_version {
+            Some(version) => version.parse()?,
+            None => installed_version()?,
+        };
+        let node = containerd::Node {
+            version,
+            socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),
+            root: settings.path("containerd.snapshot_root").unwrap_or_default(),
+        };
+        changes.extend(containerd::install(&args.targets.containerd_config, &node)?);
+    }
+    if args.targets.nerdctl {
+        changes.push(nerdctl::install(&args.targets.nerdctl_config)?);
+    }
+    apply(&args.targets, changes, out)
+}
+
+pub(super) fn uninstall(args: &UninstallArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut changes = Vec::new();
+    if args.targets.containerd {
+        changes.extend(containerd::uninstall(&args.targets.containerd_config)?);
+    }
+    if args.targets.nerdctl {
+        changes.push(nerdctl::uninstall(&args.targets.nerdctl_config)?);
+    }
+    apply(&args.targets, changes, out)
+}
+
+fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyhow::Result<()> {
+    if !targets.containerd && !targets.nerdctl {
+        bail!("say whose settings: --containerd, --nerdctl, or both");
+    }
+    let changes: Vec<Change> = changes.into_iter().filter(Change::is_needed).collect();
+    if changes.is_empty() {
+        writeln!(out, "nothing to change")?;
+        return Ok(());
+    }
+    for change in &changes {
+        write!(out, "{}", change.diff())?;
+    }
+    if targets.dry_run {
+        return Ok(());
+    }
+    for change in &changes {
+        change.apply()?;
+        writeln!(out, "{}", change.done())?;
+    }
+    if targets.containerd { offer_restart(targets, out) } else { Ok(()) }
+}
+
+fn offer_restart(targets: &Targets, out: &mut impl Write) -> anyhow::Result<()> {
+    let ask = std::io::stdin().is_terminal() && !targets.no_restart;
+    let restart = targets.restart || (ask && confirmed(out)?);
+    if !restart {
+        writeln!(
+            out,
+            "containerd reads its settings at start: `systemctl restart containerd` when it suits you"
+        )?;
+        return Ok(());
+    }
+    let status = Command::new("systemctl").args(["restart", "containerd"]).status();
+    let status = status.context("cannot run `systemctl restart containerd`")?;
+    if !status.success() {
+        bail!(
+            "`systemctl restart containerd` failed ({status}); `flotilla uninstall --containerd` takes the change back"
+        );
+    }
+    writeln!(out, "containerd restarted")?;
+    Ok(())
+}
+
+fn confirmed(out: &mut impl Write) -> anyhow::Result<bool> {
+    write!(out, "Restart containerd now? Running containers go on. [y/N] ")?;
+    out.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// What `containerd --version` says.
+fn installed_version() -> anyhow::Result<Version> {
+    let output = Command::new("containerd").arg("--version").output();
+    let output = output.context("cannot run `containerd --version`; give --containerd-version")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1
+    let word = text.split_whitespace().nth(2).unwrap_or_default();
+    word.parse().with_context(|| format!("`containerd --version` printed `{}`", text.trim()))
+}
+
+/// The settings at `path`, or nothing.
+fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}

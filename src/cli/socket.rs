@@ -1,0 +1,41 @@
+//! Requests to the daemon of this node, over its admin socket.
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Method, Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use crate::daemon::Settings;
+
+/// Sends one request; answers with an error unless the daemon says 200.
+pub(super) async fn request(
+    settings: &Settings,
+    method: Method,
+    path: &str,
+) -> anyhow::Result<Response<Incoming>> {
+    let socket = settings.path("node.run_dir").unwrap_or_default().join("admin.sock");
+    let stream = UnixStream::connect(&socket).await.with_context(|| {
+        format!("no daemon answers at {}; is `flotilla serve` running?", socket.display())
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(hyper::header::HOST, "localhost")
+        .body(Empty::<bytes::Bytes>::new())?;
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(connection);
+    let response = sender.send_request(request).await.context("the daemon closed the connection")?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        bail!("the daemon answers {status}: {}", String::from_utf8_lossy(&body).trim());
+    }
+    Ok(response)
+}
+
+/// A runtime for one request.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}

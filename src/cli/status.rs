@@ -1,0 +1,73 @@
+//! `flotilla status`.
+
+use std::io::Write;
+
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use indicatif::HumanBytes;
+
+use super::socket;
+use crate::{daemon::Settings, door::admin::Status};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
+    let body = socket::runtime()?.block_on(async {
+        let response = socket::request(settings, Method::GET, "/v1/status").await?;
+        anyhow::Ok(response.into_body().collect().await?.to_bytes())
+    })?;
+    let status: Status = serde_json::from_slice(&body)?;
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &status)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    print(&status, out)
+}
+
+fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
+    let mesh = match &status.mesh.reason {
+        None => "open".to_owned(),
+        Some(reason) => format!("closed: {reason}"),
+    };
+    writeln!(out, "node     {} ({})", status.node, status.version)?;
+    writeln!(out, "mesh     {mesh}")?;
+    writeln!(
+        out,
+        "store    {} blobs, {}; {} of {} quota",
+        status.store.blobs,
+        HumanBytes(status.store.bytes),
+        HumanBytes(status.store.charged),
+        HumanBytes(status.store.quota)
+    )?;
+    writeln!(out, "\n{:<24} {:<12} {:<28} STATE", "MEMBER", "ZONE", "ADDRESS")?;
+    for member in &status.members {
+        let zone = member.zone.as_deref().unwrap_or("-");
+        writeln!(out, "{:<24} {zone:<12} {:<28} {}", member.name, member.address, member.state)?;
+    }
+    if !status.pulls.is_empty() {
+        writeln!(
+            out,
+            "\n{:<20} {:>10} {:>10} {:>10} {:>10}  STATE",
+            "PULL", "SIZE", "LOCAL", "PEERS", "REGISTRY"
+        )?;
+    }
+    for pull in &status.pulls {
+        writeln!(
+            out,
+            "{:<20} {:>10} {:>10} {:>10} {:>10}  {}",
+            pull.digest.chars().take(19).collect::<String>(),
+            HumanBytes(pull.bytes_total).to_string(),
+            HumanBytes(pull.bytes.local).to_string(),
+            HumanBytes(pull.bytes.peer).to_string(),
+            HumanBytes(pull.bytes.origin).to_string(),
+            pull.state
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Each module's settings, taken from the file's.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{Settings, SettingsError, run::RunError};
+use crate::{
+    identity::{self, Identity},
+    layer,
+    mesh::{self, Role},
+    origin,
+    snapshot::{self, Durability},
+    store,
+};
+
+pub(super) fn store(settings: &Settings, data_dir: &Path) -> Result<store::Settings, SettingsError> {
+    Ok(store::Settings {
+        dir: data_dir.to_owned(),
+        quota: settings.share("store.quota", data_dir)?,
+        keep_free: settings.share("store.keep_free", data_dir)?,
+        expire_after: settings.duration("store.expire_after").unwrap_or_default(),
+        ..store::Settings::default()
+    })
+}
+
+pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings {
+    let sync = if settings.switch("containerd.sync") { Durability::Tree } else { Durability::Record };
+    snapshot::Settings { root: root.to_owned(), sync }
+}
+
+pub(super) fn origin(settings: &Settings) -> origin::Settings {
+    origin::Settings {
+        hosts_dir: settings.texts("registry.hosts_dir").into_iter().map(Into::into).collect(),
+        docker_config: settings.path("registry.docker_config").or_else(docker_config),
+        plain_http: settings.texts("registry.plain_http"),
+        origin_rate: settings.size("registry.origin_rate"),
+        origin_concurrency: settings.count("registry.origin_concurrency").unwrap_or(1),
+        own_doors: Vec::new(),
+    }
+}
+
+/// Where docker's own client keeps credentials. That there may be none is for the reader to find.
+fn docker_config() -> Option<PathBuf> {
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    // systemd gives a service of root no home.
+    folder.or_else(home).or_else(|| Some("/root/.docker".into())).map(|folder| folder.join("config.json"))
+}
+
+pub(super) fn identity(settings: &Settings) -> identity::Settings {
+    identity::Settings {
+        ca: settings.path("mesh.ca").unwrap_or_default(),
+        cert: settings.path("mesh.cert").unwrap_or_default(),
+        key: settings.path("mesh.key").unwrap_or_default(),
+    }
+}
+
+/// Where the mesh door is to listen.
+pub(super) fn mesh_listen(settings: &Settings) -> SocketAddr {
+    settings.listen("mesh.listen").expect("the key has a default")
+}
+
+/// `bound` is where it really listens.
+pub(super) fn mesh(
+    settings: &Settings,
+    identity: Option<&Identity>,
+    bound: Option<SocketAddr>,
+) -> Result<mesh::Settings, RunError> {
+    let name = settings
+        .text("node.name")
+        .or_else(|| identity.map(Identity::name))
+        .or_else(host_name)
+        .ok_or(SettingsError::NoName)?;
+    let members = settings.texts("mesh.members");
+    let members =
+        members.iter().map(|member| member.parse()).collect::<Result<_, _>>().map_err(RunError::Mesh)?;
+    let role = match settings.text("node.role").as_deref() {
+        Some("seed") => Role::Seed,
+        Some("leech") => Role::Leech,
+        _ => Role::Peer,
+    };
+    Ok(mesh::Settings {
+        listen: bound.unwrap_or_else(|| mesh_listen(settings)),
+        advertise: settings.text("mesh.advertise"),
+        members,
+        name,
+        zone: settings.text("node.zone"),
+        role,
+        upload_rate: settings.size("mesh.upload_rate"),
+        download_rate: settings.size("mesh.download_rate"),
+    })
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+pub(super) fn layers(settings: &Settings) -> layer::Settings {
+    layer::Settings {
+        prepare_budget: settings.duration("containerd.prepare_budget"),
+        hold_idle_max: settings.duration("containerd.hold_idle_max"),
+        hold_max: settings.duration("containerd.hold_max"),
+    }
+}

@@ -1,0 +1,91 @@
+//! What the admin door tells operators, gathered from the modules.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::{
+    door::admin::{BytesBySource, MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
+    mesh::{Member, MemberState, Mesh},
+    pull::{PullState, PullStatus, Pulls},
+    store::Store,
+};
+
+/// Gathers the status of the node.
+pub(super) struct Reporter {
+    pub(super) mesh: Mesh,
+    pub(super) pulls: Pulls,
+    pub(super) store: Store,
+    /// Why the mesh port is closed, if it is.
+    pub(super) mesh_closed: Option<String>,
+    /// Whether this node is meant to be in a mesh: members are named, or there is a certificate.
+    pub(super) mesh_wanted: bool,
+    /// Why containerd cannot be reached, if it could not at the last look.
+    pub(super) containerd_absent: Arc<Mutex<Option<String>>>,
+}
+
+impl Report for Reporter {
+    fn status(&self) -> Status {
+        let usage = self.store.usage();
+        Status {
+            node: self.mesh.me().name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            members: self.members(),
+            pulls: self.pulls.list().iter().map(pulling).collect(),
+            store: StoreLine {
+                bytes: usage.bytes,
+                blobs: usage.blobs,
+                quota: usage.quota,
+                charged: usage.charged,
+            },
+            mesh: MeshLine { open: self.mesh_closed.is_none(), reason: self.mesh_closed.clone() },
+        }
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let closed = self.mesh_closed.iter().filter(|_| self.mesh_wanted);
+        let mesh = closed.map(|reason| format!("the mesh port is closed: {reason}"));
+        let containerd = self.containerd_absent.lock().clone();
+        mesh.chain(containerd).collect()
+    }
+}
+
+impl Reporter {
+    fn members(&self) -> Vec<MemberLine> {
+        let line = |(member, state): (Member, MemberState)| MemberLine {
+            name: member.name,
+            zone: member.zone,
+            address: member.address,
+            state: state_of(state),
+        };
+        self.mesh.all().into_iter().map(line).collect()
+    }
+}
+
+fn pulling(status: &PullStatus) -> PullingLine {
+    let state = match &status.state {
+        PullState::Waiting => "waiting".to_owned(),
+        PullState::Arriving => "arriving".to_owned(),
+        PullState::Proven => "proven".to_owned(),
+        PullState::Failed(reason) => format!("failed: {reason}"),
+    };
+    PullingLine {
+        digest: status.digest.to_string(),
+        image: None,
+        bytes_total: status.len,
+        bytes: BytesBySource {
+            local: status.bytes.local,
+            peer: status.bytes.peer,
+            origin: status.bytes.origin,
+        },
+        state,
+    }
+}
+
+fn state_of(state: MemberState) -> String {
+    match state {
+        MemberState::Joining => "joining".to_owned(),
+        MemberState::Alive => "alive".to_owned(),
+        MemberState::Unreachable { reason } => format!("unreachable: {reason}"),
+    }
+}

@@ -1,0 +1,95 @@
+//! Listeners: given by systemd, or opened here.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use tokio::net::{TcpListener, UnixListener};
+
+/// Why a door cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("something else listens on {0}; stop it, or set node.run_dir")]
+    Taken(PathBuf),
+    #[error("{0} is there and is no socket; remove it, or set node.run_dir")]
+    NotASocket(PathBuf),
+    #[error("cannot make the folder {path}")]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {path}")]
+    Unix { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {address}, which {key} names")]
+    Tcp { address: SocketAddr, key: &'static str, source: io::Error },
+    #[error("the socket that systemd gave cannot be used")]
+    Given(#[source] io::Error),
+}
+
+/// The snapshots socket that systemd opened for this process, if it did.
+pub(super) fn given() -> Result<Option<UnixListener>, SocketError> {
+    let Some(listener) = listenfd::ListenFd::from_env().take_unix_listener(0).map_err(SocketError::Given)?
+    else {
+        return Ok(None);
+    };
+    listener.set_nonblocking(true).map_err(SocketError::Given)?;
+    UnixListener::from_std(listener).map(Some).map_err(SocketError::Given)
+}
+
+/// A socket at `path` that only root may use (0600). A socket file that nobody listens on is replaced.
+pub(super) fn open(path: &Path) -> Result<UnixListener, SocketError> {
+    let unix = |source| SocketError::Unix { path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| SocketError::Folder { path: folder.to_owned(), source })?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(SocketError::Taken(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            let kind = std::fs::symlink_metadata(path).map_err(unix)?.file_type();
+            if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
+                return Err(SocketError::NotASocket(path.to_owned()));
+            }
+            std::fs::remove_file(path).map_err(unix)?;
+        }
+        Err(source) => return Err(unix(source)),
+    }
+    // Between bind and chmod the umask decides who may connect, so it closes the socket to all but the owner.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener.map_err(unix)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(unix)?;
+    Ok(listener)
+}
+
+/// A listener on `address`, which the setting `key` names.
+pub(super) async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, SocketError> {
+    TcpListener::bind(address).await.map_err(|source| SocketError::Tcp { address, key, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_live_socket_is_left_alone_and_a_dead_one_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/snapshots.sock");
+        let first = open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(open(&path), Err(SocketError::Taken(_))));
+        drop(first);
+        open(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshots.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(open(&path), Err(SocketError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

@@ -1,1 +1,0 @@
-//! Metrics, health, status: for operators, on loopback and on a socket of our own.

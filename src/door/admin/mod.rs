@@ -1,0 +1,119 @@
+//! Metrics, health, status: for operators, on loopback and on a socket of our own.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/metrics` | Prometheus text |
+//! | `/healthz` | 200 while the process serves |
+//! | `/readyz` | 200 when everything that was configured works, else 503 and a line for each thing that does not |
+//! | `/` | the status page |
+//! | `/v1/status` | what `flotilla status --json` prints |
+//! | `POST /v1/pull?image=REF` | on the socket only: one JSON line a change of a layer, as it happens |
+
+mod page;
+mod preheat;
+mod status;
+
+use std::{future::Future, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, UnixListener};
+
+pub use preheat::{LayerLine, PullLine};
+pub use status::{BytesBySource, MemberLine, MeshLine, PullingLine, Status, StoreLine};
+
+use crate::{origin::Origin, pull::Pulls};
+
+/// What the rest of the daemon tells this door.
+pub trait Report: Send + Sync + 'static {
+    fn status(&self) -> Status;
+
+    /// One line for each thing that was configured and does not work; empty when all does.
+    fn unready(&self) -> Vec<String>;
+}
+
+/// What the admin door needs.
+#[derive(Clone)]
+pub struct Parts {
+    pub metrics: Arc<Registry>,
+    pub report: Arc<dyn Report>,
+    pub pulls: Pulls,
+    pub origin: Origin,
+}
+
+/// Serves operators on loopback: everything that only reads.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve_http(
+    listener: TcpListener,
+    parts: Parts,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, reading(parts)).with_graceful_shutdown(stop).await
+}
+
+/// Serves the command line on the admin socket, whose mode (0600) says who may order a pull.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve_socket(
+    listener: UnixListener,
+    parts: Parts,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let ordering = Router::new().route("/v1/pull", post(order_pull)).with_state(parts.clone());
+    axum::serve(listener, reading(parts).merge(ordering)).with_graceful_shutdown(stop).await
+}
+
+fn reading(parts: Parts) -> Router {
+    Router::new()
+        .route("/", get(async || Html(page::STATUS)))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(async |State(parts): State<Parts>| Json(parts.report.status())))
+        .with_state(parts)
+}
+
+async fn readyz(State(parts): State<Parts>) -> Response {
+    let lines = parts.report.unready();
+    if lines.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n").into_response()
+}
+
+async fn metrics(State(parts): State<Parts>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &parts.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct PullQuery {
+    image: String,
+}
+
+async fn order_pull(State(parts): State<Parts>, Query(query): Query<PullQuery>) -> Response {
+    match query.image.parse() {
+        Ok(reference) => {
+            let lines = preheat::pull(parts.origin, parts.pulls, reference);
+            let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+            (kind, Body::from_stream(lines)).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}

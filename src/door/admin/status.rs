@@ -1,0 +1,57 @@
+//! The form of `flotilla status --json`. Operators script against it: add fields, do not change them.
+
+use serde::{Deserialize, Serialize};
+
+/// What this node knows of itself and of the mesh.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub node: String,
+    pub version: String,
+    pub members: Vec<MemberLine>,
+    pub pulls: Vec<PullingLine>,
+    pub store: StoreLine,
+    pub mesh: MeshLine,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberLine {
+    pub name: String,
+    pub zone: Option<String>,
+    pub address: String,
+    pub state: String,
+}
+
+/// A pull in progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PullingLine {
+    pub digest: String,
+    pub image: Option<String>,
+    pub bytes_total: u64,
+    pub bytes: BytesBySource,
+    pub state: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BytesBySource {
+    pub local: u64,
+    pub peer: u64,
+    pub origin: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoreLine {
+    /// Bytes of all blobs.
+    pub bytes: u64,
+    pub blobs: u64,
+    /// Most bytes that may count against the quota.
+    pub quota: u64,
+    /// Bytes that do: what containerd does not link, and what is arriving.
+    pub charged: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MeshLine {
+    pub open: bool,
+    /// Why it is closed.
+    pub reason: Option<String>,
+}

@@ -1,1 +1,0 @@
-//! What other members may ask: pieces, chains, the swarm of a digest.

@@ -1,0 +1,150 @@
+//! Members and Swarm over gRPC, for one caller whose name is proven.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, service::Routes};
+
+use super::Door;
+use crate::{
+    oci::Digest,
+    piece::PieceLayout,
+    swarm::{
+        Seat,
+        message::{Event, Join, events_to_wire, reports_from_wire},
+        tracker::Answer,
+    },
+    wire::mesh::{
+        self as wire,
+        holds_response::Answer as WireAnswer,
+        members_server::{Members, MembersServer},
+        swarm_server::{Swarm, SwarmServer},
+    },
+};
+
+/// A stream says who it is within this, or is closed.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+/// A puller that does not take a message for so long is not there.
+const SEND_MAX: Duration = Duration::from_secs(5);
+/// Messages between the swarm and the connection; the swarm's own outbox is the real queue.
+const MESSAGES_MAX: usize = 8;
+
+#[derive(Clone)]
+struct Caller {
+    door: Door,
+    name: String,
+}
+
+pub(super) fn routes(door: Door, peer_name: String) -> Routes {
+    let caller = Caller { door, name: peer_name };
+    Routes::new(MembersServer::new(caller.clone())).add_service(SwarmServer::new(caller))
+}
+
+#[tonic::async_trait]
+impl Members for Caller {
+    async fn hello(
+        &self,
+        request: Request<wire::HelloRequest>,
+    ) -> Result<Response<wire::HelloResponse>, Status> {
+        let answer = self.door.parts.mesh.answer(request.into_inner(), &self.name);
+        answer.map(Response::new).map_err(|error| Status::failed_precondition(error.to_string()))
+    }
+}
+
+#[tonic::async_trait]
+impl Swarm for Caller {
+    type JoinStream = ReceiverStream<Result<wire::TrackerMessage, Status>>;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<wire::PullerMessage>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = tokio::time::timeout(JOIN_MAX, reports.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no join came"))??;
+        let first = first.ok_or_else(|| Status::invalid_argument("the stream ended before its join"))?;
+        let join = Join::from_wire(first).map_err(|error| self.invalid(&error))?;
+        if join.from.name != self.name {
+            let claimed = &join.from.name;
+            let why = format!("calls itself `{claimed}`, its certificate says `{}`", self.name);
+            return Err(Status::permission_denied(why));
+        }
+        let joined = self.door.parts.pulls.trackers().join(&join);
+        let (seat, inbox) = joined.map_err(|error| Status::failed_precondition(chain_of(&error)))?;
+        let (messages, stream) = mpsc::channel(MESSAGES_MAX);
+        let count = PieceLayout::of(join.blob_len).count();
+        let (caller, stop) = (self.clone(), self.door.stop.clone());
+        self.door.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = caller.carry(seat, (reports, count), inbox, messages) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn holds(
+        &self,
+        request: Request<wire::HoldsRequest>,
+    ) -> Result<Response<wire::HoldsResponse>, Status> {
+        let digest: Digest =
+            request.get_ref().digest.parse().map_err(|error| Status::invalid_argument(chain_of(&error)))?;
+        let answer = match self.door.parts.pulls.answer(&digest, &self.name) {
+            Answer::Nothing => WireAnswer::Nothing,
+            Answer::Whole => WireAnswer::Whole,
+            Answer::Pulling => WireAnswer::Pulling,
+        };
+        Ok(Response::new(wire::HoldsResponse { answer: answer.into() }))
+    }
+}
+
+impl Caller {
+    /// Between the wire and the seat, until either ends.
+    async fn carry(
+        self,
+        seat: Seat,
+        (mut reports, count): (Streaming<wire::PullerMessage>, u32),
+        mut inbox: mpsc::Receiver<Vec<Event>>,
+        messages: mpsc::Sender<Result<wire::TrackerMessage, Status>>,
+    ) {
+        loop {
+            tokio::select! {
+                message = reports.message() => {
+                    let Ok(Some(message)) = message else { return };
+                    match reports_from_wire(message, &self.name, count) {
+                        Ok(reports) => seat.report(reports),
+                        Err(error) => {
+                            let _gone = messages.try_send(Err(self.invalid(&error)));
+                            return;
+                        }
+                    }
+                }
+                events = inbox.recv() => {
+                    let Some(events) = events else { return };
+                    let mut batch = events_to_wire(&events);
+                    if batch.is_empty() {
+                        batch.push(wire::TrackerMessage::default());
+                    }
+                    for message in batch {
+                        let sent = tokio::time::timeout(SEND_MAX, messages.send(Ok(message))).await;
+                        if !matches!(sent, Ok(Ok(()))) {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn invalid(&self, error: &(dyn std::error::Error + 'static)) -> Status {
+        let why = chain_of(error);
+        tracing::warn!(peer = %self.name, "closed a stream of a member: {why}");
+        Status::invalid_argument(why)
+    }
+}
+
+fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,171 @@
+//! Pieces, chains and statements over HTTP/1.1.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Door;
+use crate::{mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError};
+
+/// Uploads at a time, each at full speed: finishing a few fast doubles the supply each round, and four keep the
+/// link full when one receiver is slow.
+pub(super) const SLOTS: usize = 4;
+/// How long a request waits for a slot before it is told to look elsewhere: about what a piece takes on
+/// 100 Mbit/s, so that a slot never stands empty while somebody wants it.
+const SLOT_WAIT: Duration = Duration::from_millis(100);
+/// A body is handed over in parts, so that its slot is held until nearly all of it is sent.
+const PART_LEN: usize = 64 * 1024;
+
+enum Asked {
+    Piece(u32),
+    Chain,
+    Statements,
+}
+
+impl Door {
+    pub(super) async fn piece_request(&self, request: &Request<Incoming>) -> Response<Sending> {
+        if request.method() != Method::GET {
+            return empty(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let Some((digest, asked)) = parse(request.uri().path()) else {
+            return empty(StatusCode::BAD_REQUEST);
+        };
+        if self.parts.mesh.me().role == Role::Leech {
+            return empty(StatusCode::NOT_FOUND);
+        }
+        let Some(here) = self.parts.pulls.here(&digest) else { return empty(StatusCode::NOT_FOUND) };
+        match asked {
+            Asked::Piece(index) => self.piece(here, index).await,
+            Asked::Chain => match here {
+                Here::Whole(blob) => full(blob.chain().to_bytes().into(), None),
+                Here::Arriving(_) => empty(StatusCode::NOT_FOUND),
+            },
+            Asked::Statements => full(statements(&here), None),
+        }
+    }
+
+    async fn piece(&self, here: Here, index: u32) -> Response<Sending> {
+        let slot = tokio::time::timeout(SLOT_WAIT, self.slots.clone().acquire_owned()).await;
+        let Ok(Ok(slot)) = slot else { return busy() };
+        let reading = self.tasks.spawn_blocking(move || match here {
+            Here::Whole(blob) if index < blob.layout().count() => blob.read(index).map(Some),
+            Here::Arriving(arriving) if index < arriving.layout().count() => arriving.read(index).map(Some),
+            Here::Whole(_) | Here::Arriving(_) => Ok(None),
+        });
+        match reading.await {
+            Ok(Ok(Some(bytes))) => {
+                self.parts.mesh.upload().take(bytes.len() as u64).await;
+                full(bytes, Some(slot))
+            }
+            Ok(Ok(None)) => empty(StatusCode::BAD_REQUEST),
+            Ok(Err(ReadError::Absent { .. })) => empty(StatusCode::NOT_FOUND),
+            Ok(Err(error @ (ReadError::Rotten { .. } | ReadError::Io { .. }))) => {
+                tracing::warn!("not served to a member: {error}");
+                empty(StatusCode::NOT_FOUND)
+            }
+            Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+}
+
+/// `/v1/blobs/<digest>/…`
+fn parse(path: &str) -> Option<(Digest, Asked)> {
+    let (digest, rest) = path.strip_prefix("/v1/blobs/")?.split_once('/')?;
+    let asked = match rest {
+        "chain" => Asked::Chain,
+        "statements" => Asked::Statements,
+        piece => Asked::Piece(piece.strip_prefix("pieces/")?.parse().ok()?),
+    };
+    Some((digest.parse().ok()?, asked))
+}
+
+/// 32 bytes a piece, zeros for one that is not here.
+fn statements(here: &Here) -> Bytes {
+    let count = match here {
+        Here::Whole(blob) => blob.layout().count(),
+        Here::Arriving(arriving) => arriving.layout().count(),
+    };
+    let of = |index| match here {
+        Here::Whole(blob) => blob.statement(index),
+        Here::Arriving(arriving) => arriving.statement(index).unwrap_or(Statement::from_bytes([0; 32])),
+    };
+    (0..count).flat_map(|index| *of(index).as_bytes()).collect()
+}
+
+fn empty(status: StatusCode) -> Response<Sending> {
+    let mut response = full(Bytes::new(), None);
+    *response.status_mut() = status;
+    response
+}
+
+/// Every slot is taken; the hint is how long one is taken for, in milliseconds.
+fn busy() -> Response<Sending> {
+    let mut response = empty(StatusCode::SERVICE_UNAVAILABLE);
+    let wait = u64::try_from(SLOT_WAIT.as_millis()).expect("a tenth of a second");
+    response.headers_mut().insert("flotilla-retry-after-ms", wait.into());
+    response
+}
+
+fn full(bytes: Bytes, slot: Option<OwnedSemaphorePermit>) -> Response<Sending> {
+    let len = bytes.len() as u64;
+    let mut response = Response::new(Sending { rest: bytes, _slot: slot });
+    response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+    response
+}
+
+/// A body that holds its upload slot while it is sent.
+pub(super) struct Sending {
+    rest: Bytes,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for Sending {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let len = self.rest.len().min(PART_LEN);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(len)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_paths_are_understood() {
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let asked = |rest: &str| parse(&format!("/v1/blobs/{digest}/{rest}")).map(|(_, asked)| asked);
+        assert!(matches!(asked("pieces/7"), Some(Asked::Piece(7))));
+        assert!(matches!(asked("chain"), Some(Asked::Chain)));
+        assert!(matches!(asked("statements"), Some(Asked::Statements)));
+        for odd in ["pieces/", "pieces/-1", "pieces/4294967296", "pieces/1/2", "", "chain/"] {
+            assert!(asked(odd).is_none(), "{odd}");
+        }
+        assert!(parse("/v1/blobs/sha256:../../etc/passwd/chain").is_none());
+    }
+}

@@ -1,1 +1,0 @@
-//! Holds of containerd content-store refs.

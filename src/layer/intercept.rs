@@ -1,1 +1,0 @@
-//! From a chain ID to the layer, the image and the repositories behind it.

@@ -1,0 +1,411 @@
+//! One layer of one namespace being made: its blob pulled, its tree built, its bytes in containerd's content store.
+//!
+//! ```text
+//! run ── pull (one flight a digest) ── proven ── ingest ── relink ──▶ Content::Present
+//!   └── build, on a blocking thread, from the pull's reader ─────────▶ Tree::Ready
+//! ```
+//! The two ends are reported side by side: an intercepted layer needs both, a layer that was handed over needs
+//! the content alone.
+
+use std::{
+    io::{self, Read},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    Parts,
+    intercept::{Image, LayerOf},
+};
+use crate::{
+    containerd::Ingest,
+    oci::Digest,
+    pull::{Pull, Want},
+    snapshot::Staging,
+    store::Blob,
+    unpack::{self, Built, UnpackError},
+};
+
+/// Whether a layer's blob is in the content store of its namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Pending,
+    Present,
+    /// The image discards unpacked layers and this one was not handed over: proven, and not wanted there.
+    Unwanted,
+    Failed {
+        reason: &'static str,
+    },
+}
+
+/// Where a layer's tree stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tree {
+    Building,
+    Ready,
+    /// A snapshot has it, now or before this job.
+    Taken,
+    /// The layer was handed over: containerd unpacks it.
+    Dropped,
+    /// Our builder refuses this tar; containerd may accept it.
+    Refused {
+        reason: &'static str,
+    },
+}
+
+/// How far a layer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) content: Content,
+    pub(super) tree: Tree,
+}
+
+impl Progress {
+    /// Nothing more will happen of itself.
+    pub(super) fn is_settled(&self) -> bool {
+        self.content != Content::Pending && self.tree != Tree::Building
+    }
+}
+
+/// What a job is for.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub(super) namespace: String,
+    pub(super) image: Arc<Image>,
+    /// Which of the image's layers.
+    pub(super) index: usize,
+    pub(super) lease: Option<String>,
+    /// No snapshot has this layer's tree yet.
+    pub(super) tree_wanted: bool,
+}
+
+impl Order {
+    pub(super) fn layer(&self) -> &LayerOf {
+        &self.image.layers[self.index]
+    }
+
+    fn want(&self) -> Want {
+        let blob = &self.layer().descriptor;
+        Want { digest: blob.digest.clone(), len: blob.size, origins: self.image.origins.clone() }
+    }
+}
+
+/// A layer being made. Dropping the last handle ends the work; the pull behind it lingers by itself.
+pub(super) struct Job {
+    pub(super) order: Order,
+    pub(super) pull: Pull,
+    progress: watch::Sender<Progress>,
+    built: Mutex<Option<(Staging, Built)>>,
+    handed_over: AtomicBool,
+    /// Serialises those who want to turn the tree into a snapshot.
+    pub(super) claim: tokio::sync::Mutex<()>,
+    _stop: DropGuard,
+}
+
+impl Job {
+    /// Starts to make the layer of `order`.
+    pub(super) fn start(parts: &Parts, builders: &Arc<Semaphore>, order: Order) -> Arc<Self> {
+        let stop = parts.stop.child_token();
+        let tree = if order.tree_wanted { Tree::Building } else { Tree::Taken };
+        let job = Arc::new(Self {
+            pull: parts.pulls.start(order.want()),
+            order,
+            progress: watch::Sender::new(Progress { content: Content::Pending, tree }),
+            built: Mutex::new(None),
+            handed_over: AtomicBool::new(false),
+            claim: tokio::sync::Mutex::new(()),
+            _stop: stop.clone().drop_guard(),
+        });
+        let weak = Arc::downgrade(&job);
+        let worker = Worker { parts: parts.clone(), builders: Arc::clone(builders), stop };
+        if job.order.tree_wanted {
+            parts.tasks.spawn(worker.clone().build(weak.clone()));
+        }
+        parts.tasks.spawn(worker.store(weak));
+        job
+    }
+
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// containerd will unpack this layer: its blob is wanted whatever the image discards, its tree is not, unless
+    /// it is finished.
+    pub(super) fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Release);
+        self.progress.send_if_modified(|progress| {
+            let unfinished = progress.tree == Tree::Building;
+            if unfinished {
+                progress.tree = Tree::Dropped;
+            }
+            unfinished
+        });
+    }
+
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
+    }
+
+    /// The finished tree, for whoever makes the snapshot of it.
+    pub(super) fn take_tree(&self) -> Option<(Staging, Built)> {
+        let tree = self.built.lock().take();
+        if tree.is_some() {
+            self.progress.send_modify(|progress| progress.tree = Tree::Taken);
+        }
+        tree
+    }
+
+    fn set_tree(&self, tree: Tree) {
+        self.progress.send_if_modified(|progress| {
+            let building = progress.tree == Tree::Building;
+            if building {
+                progress.tree = tree;
+            }
+            building
+        });
+    }
+
+    fn set_content(&self, content: Content) {
+        self.progress.send_modify(|progress| progress.content = content);
+    }
+}
+
+/// The two tasks of a job. They hold it weakly: a job that nobody wants any more ends.
+#[derive(Clone)]
+struct Worker {
+    parts: Parts,
+    builders: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    async fn store(self, job: std::sync::Weak<Job>) {
+        let Some((pull, order)) = job.upgrade().map(|job| (job.pull.clone(), job.order.clone())) else {
+            return;
+        };
+        let proven = tokio::select! {
+            () = self.stop.cancelled() => return,
+            proven = pull.proven() => proven,
+        };
+        let content = match proven {
+            Ok(blob) => self.keep(&job, &order, blob).await,
+            Err(error) => Content::Failed { reason: error.reason() },
+        };
+        if let Some(job) = job.upgrade() {
+            job.set_content(content);
+        }
+    }
+
+    /// Puts a proven blob where the image wants it.
+    async fn keep(&self, job: &std::sync::Weak<Job>, order: &Order, blob: Blob) -> Content {
+        let handed_over = || job.upgrade().is_some_and(|job| job.is_handed_over());
+        if order.image.discard_unpacked && !handed_over() {
+            return Content::Unwanted;
+        }
+        match ingest(&self.parts, order, blob).await {
+            Ok(()) => Content::Present,
+            Err(reason) => Content::Failed { reason },
+        }
+    }
+
+    async fn build(self, job: std::sync::Weak<Job>) {
+        let permit = tokio::select! {
+            () = self.stop.cancelled() => return,
+            permit = self.builders.acquire() => permit.expect("the semaphore is never closed"),
+        };
+        let tree = loop {
+            let Some(reader) = job.upgrade().map(|job| job.pull.reader()) else { return };
+            match self.build_from(&job, reader).await {
+                Some(Err(BuildError::Unpack(UnpackError::Read(_)))) if !self.stop.is_cancelled() => {
+                    // The pull failed, or replaced a piece that was read before the chain closed: once it is
+                    // proven there is nothing left to replace.
+                    let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
+                    if pull.proven().await.is_err() {
+                        break Tree::Refused { reason: "pull" };
+                    }
+                }
+                Some(Err(error)) => {
+                    let reason = error.reason();
+                    if let Some(job) = job.upgrade() {
+                        tracing::warn!(layer = %job.order.layer().descriptor.digest, reason, error = &error as &dyn std::error::Error, "layer tree refused");
+                    }
+                    break Tree::Refused { reason };
+                }
+                Some(Ok(built)) => {
+                    // What was built from bytes that were not proven yet counts only once they are.
+                    let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
+                    if pull.proven().await.is_err() {
+                        break Tree::Refused { reason: "pull" };
+                    }
+                    if let Some(job) = job.upgrade() {
+                        *job.built.lock() = Some(built);
+                        job.set_tree(Tree::Ready);
+                        if !matches!(job.progress.borrow().tree, Tree::Ready) {
+                            job.built.lock().take();
+                        }
+                    }
+                    return;
+                }
+                None => return,
+            }
+        };
+        drop(permit);
+        if let Some(job) = job.upgrade() {
+            job.set_tree(tree);
+        }
+    }
+
+    /// Builds the tree from `reader`; `None` if nobody wants it any more.
+    async fn build_from(
+        &self,
+        job: &std::sync::Weak<Job>,
+        reader: impl Read + Send + 'static,
+    ) -> Option<Result<(Staging, Built), BuildError>> {
+        let layer = job.upgrade()?.order.layer().clone();
+        let bottom = layer.chain_id == layer.diff_id;
+        let snapshots = Arc::clone(&self.parts.snapshots);
+        let wanted = Wanted { job: job.clone(), reader };
+        let build = tokio::task::spawn_blocking(move || {
+            let compression = layer.compression.map_err(|_| BuildError::MediaType)?;
+            let staging = snapshots.stage().map_err(BuildError::Stage)?;
+            let built = unpack::unpack(
+                &unpack::Layer { compression, diff_id: &layer.diff_id, bottom },
+                wanted,
+                staging.path(),
+            )?;
+            Ok((staging, built))
+        });
+        let result = build.await.expect("building a tree does not panic");
+        let job = job.upgrade()?;
+        let dropped = job.progress.borrow().tree == Tree::Dropped;
+        (!dropped).then_some(result)
+    }
+}
+
+/// Builds the tree of a proven layer again, for a second snapshot with another parent.
+pub(super) async fn rebuild(
+    parts: &Parts,
+    layer: &LayerOf,
+    pull: &Pull,
+) -> Result<(Staging, Built), BuildError> {
+    let reader = pull.reader();
+    let layer = layer.clone();
+    let snapshots = Arc::clone(&parts.snapshots);
+    let build = tokio::task::spawn_blocking(move || {
+        let compression = layer.compression.map_err(|_| BuildError::MediaType)?;
+        let bottom = layer.chain_id == layer.diff_id;
+        let staging = snapshots.stage().map_err(BuildError::Stage)?;
+        let form = unpack::Layer { compression, diff_id: &layer.diff_id, bottom };
+        let built = unpack::unpack(&form, reader, staging.path())?;
+        Ok((staging, built))
+    });
+    build.await.expect("building a tree does not panic")
+}
+
+/// Why a tree was not built.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    #[error("cannot make a staging directory")]
+    Stage(#[source] io::Error),
+    #[error("the layer's media type is not handled")]
+    MediaType,
+    #[error("cannot unpack")]
+    Unpack(#[from] UnpackError),
+}
+
+impl BuildError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Stage(_) => "disk",
+            Self::MediaType => "media_type",
+            Self::Unpack(error) => error.reason(),
+        }
+    }
+}
+
+/// A reader that fails once the tree it feeds is no longer wanted.
+struct Wanted<R> {
+    job: std::sync::Weak<Job>,
+    reader: R,
+}
+
+impl<R: Read> Read for Wanted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.job.upgrade() {
+            Some(job) if job.progress.borrow().tree == Tree::Building => {}
+            _ => return Err(io::Error::other("the tree is no longer wanted")),
+        }
+        self.reader.read(buffer)
+    }
+}
+
+/// Writes a proven blob into containerd's content store and makes containerd's copy the only one on disk. Answers
+/// with the word for a metric where it fails.
+pub(super) async fn ingest(parts: &Parts, order: &Order, blob: Blob) -> Result<(), &'static str> {
+    let digest = order.layer().descriptor.digest.clone();
+    let namespace = parts.containerd.namespace(&order.namespace);
+    let ingest = Ingest {
+        r#ref: format!("flotilla-{digest}"),
+        digest: digest.clone(),
+        len: order.layer().descriptor.size,
+        labels: order.image.blob_labels(order.index),
+        lease: order.lease.clone(),
+    };
+    if let Err(error) = namespace.ingest(&ingest, pieces(parts, blob)).await {
+        tracing::warn!(layer = %digest, namespace = order.namespace, error = &error as &dyn std::error::Error, "blob not written to containerd");
+        return Err(error.reason());
+    }
+    relink(parts, &digest).await;
+    Ok(())
+}
+
+/// containerd's file takes the place of ours. Failing costs disk space, not the layer.
+async fn relink(parts: &Parts, digest: &Digest) {
+    let root = match parts.containerd.content_root().await {
+        Ok(root) => root,
+        Err(error) => {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "containerd does not say where its blobs are"
+            );
+            return;
+        }
+    };
+    let path = blob_path(&root, digest);
+    let store = parts.store.clone();
+    let named = digest.clone();
+    let linked = tokio::task::spawn_blocking(move || store.relink(&named, &path));
+    if let Err(error) = linked.await.expect("linking does not panic") {
+        tracing::warn!(%digest, error = &error as &dyn std::error::Error, "two copies of a blob stay on disk");
+    }
+}
+
+/// Where containerd's local content store keeps a blob.
+pub(super) fn blob_path(content_root: &Path, digest: &Digest) -> std::path::PathBuf {
+    content_root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
+}
+
+/// The blob's pieces in order, read one ahead.
+fn pieces(parts: &Parts, blob: Blob) -> impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static {
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    parts.tasks.spawn_blocking(move || {
+        for index in 0..blob.layout().count() {
+            let piece = blob.read(index).map_err(io::Error::other);
+            let failed = piece.is_err();
+            if sender.blocking_send(piece).is_err() || failed {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
+}

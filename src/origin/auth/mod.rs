@@ -1,0 +1,114 @@
+//! Who we are to a registry: one `Authorization` header for each endpoint and repository, renewed when it ages.
+//!
+//! Credentials are looked up by the endpoint that demands them, and shown to it and to the realm it names.
+
+mod challenge;
+mod credentials;
+mod token;
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
+
+use http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
+
+use super::{OriginError, Patience, endpoint::Endpoint, error::Said, transport};
+use challenge::{Challenge, challenge};
+use credentials::{Credential, Credentials};
+
+/// Sessions remembered: a node pulls from a few hundred repositories. Beyond it all are asked for again.
+const MAX_SESSIONS: usize = 4096;
+
+/// A header that proves who we are, and until when.
+#[derive(Clone)]
+struct Header {
+    value: HeaderValue,
+    /// `None`: as long as it is accepted.
+    until: Option<Instant>,
+}
+
+impl Header {
+    fn is_good(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// Held while a token is fetched, so that a crowd of readers fetches one.
+type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
+
+/// Keeps the headers of all sessions.
+pub(super) struct Auth {
+    credentials: Credentials,
+    patience: Patience,
+    sessions: Mutex<HashMap<(String, String), Session>>,
+}
+
+impl Auth {
+    pub(super) fn new(docker_config: Option<PathBuf>, patience: Patience) -> Self {
+        Self { credentials: Credentials::new(docker_config), patience, sessions: Mutex::default() }
+    }
+
+    /// The header that the endpoint took last time, if it is still good.
+    pub(super) async fn header(&self, endpoint: &Endpoint, repository: &str) -> Option<HeaderValue> {
+        let session = self.session(endpoint, repository);
+        let header = session.lock().await;
+        header.as_ref().filter(|header| header.is_good(Instant::now())).map(|header| header.value.clone())
+    }
+
+    /// Meets the demand of a 401. `rejected` is what the refused request carried.
+    ///
+    /// # Errors
+    /// A demand that cannot be met.
+    pub(super) async fn meet(
+        &self,
+        endpoint: &Endpoint,
+        repository: &str,
+        demand: &HeaderMap,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, OriginError> {
+        let session = self.session(endpoint, repository);
+        let mut header = session.lock().await;
+        let renewed = header.as_ref().filter(|header| header.is_good(Instant::now()));
+        if let Some(renewed) = renewed.filter(|header| Some(&header.value) != rejected) {
+            return Ok(renewed.value.clone());
+        }
+        *header = None;
+        let fetched = self.fetch(endpoint, repository, challenge(demand)).await?;
+        Ok(header.insert(fetched).value.clone())
+    }
+
+    async fn fetch(
+        &self,
+        endpoint: &Endpoint,
+        repository: &str,
+        challenge: Option<Challenge>,
+    ) -> Result<Header, OriginError> {
+        let authority = endpoint.authority();
+        let refused = |why: &str| OriginError::Unauthorized {
+            at: transport::shown(&endpoint.base),
+            status: 401,
+            said: Said(why.to_owned()),
+        };
+        let credential = self.credentials.find(&authority).await;
+        match challenge {
+            None => Err(refused("it demands a scheme other than Bearer and Basic")),
+            Some(Challenge::Basic) => {
+                let value = credential.as_ref().and_then(token::basic);
+                let value = value.ok_or_else(|| refused("it demands a password and none is configured"))?;
+                Ok(Header { value, until: None })
+            }
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
+                let wish = token::Wish { realm: &realm, service: service.as_deref(), scope: &scope };
+                token::fetch(endpoint, &wish, credential.as_ref(), &self.patience).await
+            }
+        }
+    }
+
+    fn session(&self, endpoint: &Endpoint, repository: &str) -> Session {
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= MAX_SESSIONS {
+            sessions.clear();
+        }
+        sessions.entry((endpoint.base.to_string(), repository.to_owned())).or_default().clone()
+    }
+}

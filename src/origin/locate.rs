@@ -1,0 +1,233 @@
+//! Which registry has a blob, where containerd's labels have lost the port.
+//!
+//! `containerd.io/distribution.source.<host>` names the host without its port. Such a host is tried as it is
+//! written, then with every port under which a folder of `hosts_dir` or an entry of `plain_http` knows it. The
+//! first that answers with the descriptor's length wins, and is asked first the next time.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use super::{
+    OriginError, Patience, Shared,
+    endpoint::{Endpoint, Endpoints},
+    error::Actual,
+    exchange::Question,
+    framing::content_range,
+    name::Authority,
+    rounds::{Rounds, Step},
+    transport::{self, Answer},
+};
+use crate::oci::{Digest, Repository};
+
+/// Answers remembered. It saves questions, nothing depends on it: beyond it all are forgotten.
+const MAX_REMEMBERED: usize = 4096;
+
+/// Rounds over all candidates: one second of waiting at most, for the mesh may have the blob.
+const ROUNDS: u32 = 3;
+
+/// Where a blob can be read.
+#[derive(Clone)]
+pub struct Located {
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+    pub(super) len: u64,
+    /// The one that answered first.
+    pub(super) endpoints: Endpoints,
+}
+
+impl std::fmt::Debug for Located {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.repository, self.digest)
+    }
+}
+
+impl Located {
+    /// The repository that has the blob, with the port found.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(super) fn nobody(&self) -> OriginError {
+        let why = "no host in its hosts.toml has the capability to pull".to_owned();
+        OriginError::NoEndpoint { host: self.repository.host.clone(), why }
+    }
+}
+
+/// Ports found again, by repository; under the empty path by host name alone.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<HashMap<Repository, Repository>>);
+
+/// Finds `digest` in one of the `wanted` repositories.
+pub(super) async fn locate(
+    shared: &Arc<Shared>,
+    wanted: &[Repository],
+    digest: &Digest,
+    len: u64,
+) -> Result<Located, OriginError> {
+    let candidates = candidates(shared, wanted).await;
+    let tried = candidates.len();
+    let mut rounds = Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.clone() });
+    let source = loop {
+        match rounds.next(rand::random()) {
+            Some(Step::Ask(candidate)) => {
+                match Box::pin(find_in(shared, &candidate.repository, digest, len)).await {
+                    Ok(located) => {
+                        shared.memory.remember(candidate, &located.repository);
+                        return Ok(located);
+                    }
+                    // A guess, and packets to it are dropped: five seconds are enough to know.
+                    Err(error) if candidate.guessed && transport::nobody_answered(&error) => {
+                        rounds.failed_for_good(error);
+                    }
+                    Err(error) => rounds.failed(error),
+                }
+            }
+            Some(Step::Wait(wait)) => sleep(wait).await,
+            Some(Step::Over(error)) => break Some(Box::new(error)),
+            None => break None,
+        }
+    };
+    Err(OriginError::NoOrigin { digest: digest.clone(), tried, source })
+}
+
+/// A repository to try, and under which name it was wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    wanted: Repository,
+    repository: Repository,
+    /// One of several ports, most of which nobody listens on.
+    guessed: bool,
+}
+
+async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidate> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for wanted in wanted {
+        let Some(host) = Authority::parse(&wanted.host) else {
+            tracing::debug!(host = %wanted.host, "no host: not asked");
+            continue;
+        };
+        let mut hosts = vec![wanted.host.clone()];
+        if host.port.is_none() {
+            hosts.extend(shared.book.with_ports(&host.name).await.iter().map(Authority::in_url));
+        }
+        let remembered = shared.memory.recall(wanted);
+        // Stable: the remembered one first, the others as they were.
+        hosts.sort_by_key(|host| Some(host) != remembered.as_ref());
+        let guessed = hosts.len() > 1;
+        let of = |host| Candidate {
+            wanted: wanted.clone(),
+            guessed,
+            repository: Repository { host, path: wanted.path.clone() },
+        };
+        for candidate in hosts.into_iter().map(of) {
+            if !candidates.iter().any(|known| known.repository == candidate.repository) {
+                candidates.push(candidate);
+            }
+        }
+    }
+    candidates
+}
+
+impl Memory {
+    fn recall(&self, wanted: &Repository) -> Option<String> {
+        let memory = self.0.lock();
+        let host_alone = Repository { host: wanted.host.clone(), path: String::new() };
+        memory.get(wanted).or_else(|| memory.get(&host_alone)).map(|found| found.host.clone())
+    }
+
+    fn remember(&self, candidate: Candidate, found: &Repository) {
+        let mut memory = self.0.lock();
+        if memory.len() >= MAX_REMEMBERED {
+            memory.clear();
+        }
+        let host_alone = Repository { host: candidate.wanted.host.clone(), path: String::new() };
+        memory.insert(host_alone, found.clone());
+        memory.insert(candidate.wanted, found.clone());
+    }
+}
+
+/// Asks every endpoint of `repository` once.
+async fn find_in(
+    shared: &Shared,
+    repository: &Repository,
+    digest: &Digest,
+    len: u64,
+) -> Result<Located, OriginError> {
+    let endpoints = shared.book.endpoints(&repository.host).await?;
+    let able: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.capabilities.pull).cloned().collect();
+    let located = |endpoints: Endpoints| Located {
+        repository: repository.clone(),
+        digest: digest.clone(),
+        len,
+        endpoints,
+    };
+    let mut worst = None;
+    for (index, endpoint) in able.iter().enumerate() {
+        match blob_len(shared, endpoint, repository, digest).await {
+            Ok(actual) if actual == len => {
+                let (before, rest) = able.split_at(index);
+                return Ok(located(rest.iter().chain(before).cloned().collect()));
+            }
+            Ok(actual) => {
+                let at = endpoint.url(&format!("{}/blobs/{digest}", repository.path));
+                let at = transport::shown(&at);
+                let wrong = OriginError::WrongLength { at, expected: len, actual: Actual::Stated(actual) };
+                worst = worse(worst, wrong);
+            }
+            Err(error) => worst = worse(worst, error),
+        }
+    }
+    Err(worst.unwrap_or_else(|| located(endpoints.clone()).nobody()))
+}
+
+/// What may pass by itself says more than what is final; among equals the later, for the registry is asked last.
+fn worse(so_far: Option<OriginError>, error: OriginError) -> Option<OriginError> {
+    match so_far {
+        Some(so_far) if !so_far.is_final() && error.is_final() => Some(so_far),
+        Some(_) | None => Some(error),
+    }
+}
+
+/// The length of a blob: by HEAD, or by a GET of its first byte where HEAD does not tell.
+async fn blob_len(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<u64, OriginError> {
+    let _permit = shared.gates.question(endpoint).await;
+    let path = format!("blobs/{digest}");
+    let ask =
+        |method, range| Question { method, repository: &repository.path, path: &path, accept: "*/*", range };
+    let answer = shared.exchange.ask(endpoint, &ask(Method::HEAD, None)).await?;
+    if answer.status().is_success() {
+        answer.is_registrys()?;
+        if let Some(len) = answer.stated_len() {
+            return Ok(len);
+        }
+    } else if !is_head_refused(&answer) {
+        return Err(answer.refused(&shared.exchange.patience).await);
+    }
+    let answer = shared.exchange.ask(endpoint, &ask(Method::GET, Some("bytes=0-0"))).await?;
+    answer.is_registrys()?;
+    let at = answer.at.clone();
+    let range = answer.headers().get(http::header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let total = range.and_then(content_range).and_then(|(_, total)| total);
+    let len = match answer.status() {
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => total,
+        StatusCode::OK => answer.stated_len(),
+        _ => return Err(answer.refused(&shared.exchange.patience).await),
+    };
+    len.ok_or(OriginError::Answer { at, what: "does not tell the length of the blob" })
+}
+
+/// Object stores sign an address for one method; some registries know no HEAD.
+fn is_head_refused(answer: &Answer) -> bool {
+    let status = answer.status();
+    let unknown = matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
+    unknown || (answer.foreign && matches!(status.as_u16(), 400 | 401 | 403))
+}

@@ -1,0 +1,168 @@
+//! A blob while it arrives, for blocking threads that follow it in order.
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::mpsc;
+
+use super::{PullError, flight::News};
+use crate::{
+    piece::{PieceLayout, PieceSet},
+    store::{Arriving, Blob, ReadError},
+};
+
+/// What has arrived, and how it ended. Writers are the flight's tasks, waiters are blocking threads.
+pub(super) struct Arrival {
+    layout: PieceLayout,
+    arriving: OnceLock<Arriving>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Pieces found rotten, for the flight.
+    rotten: mpsc::Sender<News>,
+}
+
+struct State {
+    have: PieceSet,
+    /// Every piece that was taken back, in order of time: whoever has read past it must start again.
+    taken_back: Vec<u32>,
+    end: Option<Result<Blob, Arc<PullError>>>,
+}
+
+/// What a follower that stands before a piece gets.
+pub(super) enum Next {
+    Piece(Bytes),
+    /// A piece before this one was taken back: the lowest.
+    Rewind(u32),
+    Failed(Arc<PullError>),
+}
+
+/// Where a follower is in the list of pieces taken back.
+#[derive(Default)]
+pub(super) struct Seen(usize);
+
+impl Arrival {
+    pub(super) fn new(layout: PieceLayout, rotten: mpsc::Sender<News>) -> Self {
+        let have = PieceSet::empty(layout.count());
+        let state = Mutex::new(State { have, taken_back: Vec::new(), end: None });
+        Self { layout, arriving: OnceLock::new(), state, changed: Condvar::new(), rotten }
+    }
+
+    pub(super) fn layout(&self) -> PieceLayout {
+        self.layout
+    }
+
+    pub(super) fn arriving(&self) -> Option<&Arriving> {
+        self.arriving.get()
+    }
+
+    /// The store has made room; some of it may be here from before.
+    pub(super) fn begin(&self, arriving: Arriving) {
+        self.state.lock().have = arriving.have();
+        let _first = self.arriving.set(arriving);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn arrived(&self, index: u32) {
+        self.state.lock().have.insert(index);
+        self.changed.notify_all();
+    }
+
+    /// The piece is not here any more.
+    pub(super) fn take_back(&self, index: u32) {
+        let mut state = self.state.lock();
+        if state.have.remove(index) {
+            state.taken_back.push(index);
+        }
+        drop(state);
+        if let Some(arriving) = self.arriving.get() {
+            arriving.forget(index);
+        }
+        self.changed.notify_all();
+    }
+
+    pub(super) fn end(&self, end: Result<Blob, Arc<PullError>>) {
+        self.state.lock().end = Some(end);
+        self.changed.notify_all();
+    }
+
+    /// Waits for piece `index`; blocking. Behind the last piece it waits for a rewind or the end.
+    pub(super) fn next(&self, index: u32, seen: &mut Seen) -> Next {
+        loop {
+            let mut state = self.state.lock();
+            let news = &state.taken_back[seen.0..];
+            let lowest = news.iter().copied().filter(|&taken| taken < index).min();
+            seen.0 = state.taken_back.len();
+            if let Some(lowest) = lowest {
+                return Next::Rewind(lowest);
+            }
+            let blob = match &state.end {
+                Some(Err(error)) => return Next::Failed(error.clone()),
+                Some(Ok(blob)) => Some(blob.clone()),
+                None => None,
+            };
+            if blob.is_none() && !state.have.contains(index) {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            drop(state);
+            match self.read(index, blob.as_ref()) {
+                Ok(bytes) => return Next::Piece(bytes),
+                Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
+                Err(ReadError::Rotten { .. }) if blob.is_none() => {
+                    self.take_back(index);
+                    // A full queue is full of the same news.
+                    let _told = self.rotten.try_send(News::Rotten(index));
+                }
+                Err(source) => return Next::Failed(Arc::new(PullError::Read { source })),
+            }
+        }
+    }
+
+    fn read(&self, index: u32, blob: Option<&Blob>) -> Result<Bytes, ReadError> {
+        match (blob, self.arriving.get()) {
+            (Some(blob), _) => blob.read(index),
+            (None, Some(arriving)) => arriving.read(index),
+            (None, None) => unreachable!("nothing is here before the store made room"),
+        }
+    }
+}
+
+/// A blob's bytes in order as they arrive, for a blocking thread. They are not proven before the pull is.
+pub struct PieceReader {
+    arrival: Arc<Arrival>,
+    index: u32,
+    current: Bytes,
+    seen: Seen,
+    /// The flight goes on as long as somebody reads.
+    _handle: super::Handle,
+}
+
+impl PieceReader {
+    pub(super) fn new(arrival: Arc<Arrival>, handle: super::Handle) -> Self {
+        Self { arrival, index: 0, current: Bytes::new(), seen: Seen::default(), _handle: handle }
+    }
+}
+
+impl io::Read for PieceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() && self.index < self.arrival.layout.count() {
+            match self.arrival.next(self.index, &mut self.seen) {
+                Next::Piece(bytes) => {
+                    self.current = bytes;
+                    self.index += 1;
+                }
+                Next::Rewind(piece) => {
+                    return Err(io::Error::other(format!("rewound: piece {piece} is replaced")));
+                }
+                Next::Failed(error) => return Err(io::Error::other(error)),
+            }
+        }
+        let len = buffer.len().min(self.current.len());
+        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        Ok(len)
+    }
+}

@@ -1,0 +1,194 @@
+//! Getting pieces, chains and statements from other members.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use super::{flight::News, hands::Hands};
+use crate::{
+    mesh::Member,
+    piece::{Chain, Statement},
+    swarm::exchange::{Check, Fetched},
+};
+
+/// A request without a byte for this long is called slow, and its piece may be asked of somebody else.
+const SLOW_AFTER: Duration = Duration::from_millis(500);
+/// And after this long it is given up.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// Why a member gave no body.
+enum NoBody {
+    Absent,
+    Busy,
+    Failed(String),
+}
+
+impl Hands {
+    /// Fetches piece `index` from `peer`, checks it and stores it.
+    pub(super) async fn fetch(self, peer: Member, index: u32, check: Check, chain: Option<Arc<Chain>>) {
+        let digest = &self.want.digest;
+        let len = self.arrival.layout().len_of(index);
+        let _buffer = self.parts.buffer(len).await;
+        let path = format!("/v1/blobs/{digest}/pieces/{index}");
+        let slow = News::Slow { peer: peer.name.clone(), index };
+        let outcome = match self.get(&peer, &path, len, Some(slow)).await {
+            Ok(bytes) if bytes.len() == len => self.keep(&peer, index, bytes, (check, chain)).await,
+            Ok(_) => Fetched::Wrong,
+            Err(NoBody::Absent) => Fetched::Absent,
+            Err(NoBody::Busy) => Fetched::Busy,
+            Err(NoBody::Failed(why)) => {
+                tracing::debug!(%digest, peer = %peer.name, piece = index, "no piece: {why}");
+                Fetched::Failed
+            }
+        };
+        if outcome == Fetched::Wrong {
+            self.parts.refuse("mismatch", &peer.name);
+            tracing::warn!(%digest, peer = %peer.name, piece = index, "refused a piece: it is not what was stated");
+        }
+        self.tell(News::Fetched { peer: peer.name, index, outcome, len }).await;
+    }
+
+    async fn keep(
+        &self,
+        peer: &Member,
+        index: u32,
+        bytes: Bytes,
+        check: (Check, Option<Arc<Chain>>),
+    ) -> Fetched {
+        let kept = self.blocking(move |hands| {
+            let statement = blake3::hash(&bytes);
+            let good = match check {
+                (Check::Statement(stated), _) => stated == statement,
+                (Check::Chain, chain) => chain.is_some_and(|chain| chain.proves(index, &bytes)),
+            };
+            if good { hands.store(index, &bytes, statement).map(Some) } else { Ok(None) }
+        });
+        match kept.await {
+            Some(Ok(Some(statement))) => Fetched::Good(statement),
+            Some(Ok(None)) => Fetched::Wrong,
+            Some(Err(source)) => {
+                self.tell(News::Disk(source)).await;
+                Fetched::Failed
+            }
+            None => {
+                tracing::debug!(peer = %peer.name, "a piece was not stored: the pull has ended");
+                Fetched::Failed
+            }
+        }
+    }
+
+    /// Asks `sponsor` for the chain and tries it on the pieces that are here.
+    pub(super) async fn fetch_chain(self, sponsor: Member) {
+        let digest = self.want.digest.clone();
+        let layout = self.arrival.layout();
+        let len_max = layout.count() as usize * digest.algorithm().digest_len();
+        let got = self.get(&sponsor, &format!("/v1/blobs/{digest}/chain"), len_max, None).await;
+        let Ok(bytes) = got else { return self.tell(News::ChainFailed { sponsor }).await };
+        let chain = Chain::from_bytes(&digest, layout.blob_len(), &bytes).ok().map(Arc::new);
+        let tried = chain.clone();
+        let unfit = self.blocking(move |hands| {
+            let chain = tried?;
+            let arriving = hands.arrival.arriving()?;
+            let here: Vec<u32> = arriving.have().iter().collect();
+            let fits = |index: u32| arriving.read(index).is_ok_and(|bytes| chain.proves(index, &bytes));
+            Some(here.into_iter().filter(|&index| !fits(index)).collect())
+        });
+        let unfit = unfit.await.flatten();
+        self.tell(News::Chain { sponsor: sponsor.name, chain, unfit }).await;
+    }
+
+    /// Asks `voucher` itself what it stated for a piece whose true bytes it contradicts; bans it if it did.
+    pub(super) async fn judge(&self, voucher: &str, index: u32, wrong: Statement) {
+        let digest = &self.want.digest;
+        let Some(member) = self.parts.mesh.members().into_iter().find(|member| member.name == voucher) else {
+            return;
+        };
+        let len = self.arrival.layout().count() as usize * blake3::OUT_LEN;
+        let path = format!("/v1/blobs/{digest}/statements");
+        let Ok(bytes) = self.get(&member, &path, len, None).await else { return };
+        let at = index as usize * blake3::OUT_LEN;
+        if bytes.get(at..at + blake3::OUT_LEN) != Some(wrong.as_bytes()) {
+            tracing::info!(%digest, %voucher, piece = index, "does not repeat the statement: it is not banned");
+            return;
+        }
+        tracing::warn!(
+            %digest, peer = %voucher, piece = index,
+            "banned: it stated wrong bytes; it is not asked again until it restarts"
+        );
+        self.parts.refuse("convicted", voucher);
+        self.parts.ban(&member);
+        self.tell(News::Banned(member.name)).await;
+    }
+
+    async fn get(
+        &self,
+        peer: &Member,
+        path: &str,
+        len_max: usize,
+        mut slow: Option<News>,
+    ) -> Result<Bytes, NoBody> {
+        let answer = self.parts.mesh.get(peer, path);
+        let mut answer = std::pin::pin!(answer);
+        let head = match tokio::time::timeout(SLOW_AFTER, &mut answer).await {
+            Ok(head) => head,
+            Err(_) => {
+                self.tell_once(&mut slow).await;
+                answer.await
+            }
+        };
+        let response = head.map_err(|error| {
+            self.parts.mesh.failed(&peer.name);
+            NoBody::Failed(error.to_string())
+        })?;
+        match response.status() {
+            StatusCode::OK => self.body(response.into_body(), len_max, slow).await,
+            StatusCode::NOT_FOUND => Err(NoBody::Absent),
+            StatusCode::SERVICE_UNAVAILABLE => Err(NoBody::Busy),
+            other => Err(NoBody::Failed(format!("answered {other}"))),
+        }
+    }
+
+    async fn body(
+        &self,
+        mut body: Incoming,
+        len_max: usize,
+        mut slow: Option<News>,
+    ) -> Result<Bytes, NoBody> {
+        let mut bytes = BytesMut::with_capacity(len_max);
+        loop {
+            let frame = match tokio::time::timeout(SLOW_AFTER, body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => {
+                    self.tell_once(&mut slow).await;
+                    let later = tokio::time::timeout(STALLED_AFTER, body.frame()).await;
+                    later.map_err(|_| NoBody::Failed(format!("no byte for {STALLED_AFTER:?}")))?
+                }
+            };
+            let Some(frame) = frame else { return Ok(bytes.freeze()) };
+            let frame = frame.map_err(|error| NoBody::Failed(error.to_string()))?;
+            if let Ok(data) = frame.into_data() {
+                if bytes.len() + data.len() > len_max {
+                    return Err(NoBody::Failed(format!("more than {len_max} bytes")));
+                }
+                self.parts.mesh.download().take(data.len() as u64).await;
+                bytes.extend_from_slice(&data);
+            }
+        }
+    }
+
+    async fn tell_once(&self, news: &mut Option<News>) {
+        if let Some(news) = news.take() {
+            self.tell(news).await;
+        }
+    }
+
+    pub(super) async fn tell(&self, news: News) {
+        let sender: &mpsc::Sender<News> = &self.news;
+        // Only fails when the flight is over, and then nobody wants to know.
+        let _flight_ended = sender.send(news).await;
+    }
+}

@@ -1,0 +1,40 @@
+//! What the tasks of a flight work with.
+
+use std::{io, sync::Arc};
+
+use tokio::sync::{OnceCell, mpsc};
+
+use super::{Shared, Want, arrival::Arrival, flight::News};
+use crate::{origin::Located, piece::Statement};
+
+/// One task's share of the flight. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Hands {
+    pub(super) parts: Arc<Shared>,
+    pub(super) want: Arc<Want>,
+    pub(super) arrival: Arc<Arrival>,
+    pub(super) news: mpsc::Sender<News>,
+    /// Where the origin has the blob: asked once.
+    pub(super) located: Arc<OnceCell<Located>>,
+}
+
+impl Hands {
+    /// Hashing and disk, off the async threads. `None` if the runtime is going down.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let hands = self.clone();
+        self.parts.tasks.spawn_blocking(move || work(&hands)).await.ok()
+    }
+
+    /// Stores a piece that passed its check; blocking.
+    pub(super) fn store(&self, index: u32, bytes: &[u8], statement: Statement) -> io::Result<Statement> {
+        let arriving = self.arrival.arriving().expect("pieces are fetched once the store made room");
+        if arriving.statement(index) != Some(statement) {
+            arriving.write(index, bytes, statement)?;
+        }
+        self.parts.metrics.verified.inc();
+        Ok(statement)
+    }
+}

@@ -1,0 +1,165 @@
+//! Reading runs of pieces from the origin, and auditing what others read there.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{flight::News, hands::Hands};
+use crate::{
+    origin::{Located, OriginError},
+    piece::{Chain, Statement},
+    swarm::message::{Failure, Name, Run, Verdict},
+};
+
+/// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
+const BEAT: Duration = Duration::from_millis(500);
+
+enum Ended {
+    Done,
+    NoRanges,
+    Origin(Arc<OriginError>),
+    /// What ended it has been told already.
+    Told,
+}
+
+impl Hands {
+    /// Reads `run` from the origin, piece by piece into the store.
+    pub(super) async fn read(self, run: Run, chain: Option<Arc<Chain>>) {
+        let failure = match self.read_run(&run, chain).await {
+            Ended::Done | Ended::Told => None,
+            Ended::NoRanges => Some((Failure::NoRanges, "no_ranges".to_owned())),
+            Ended::Origin(error) => {
+                let failure = match error.is_final() {
+                    true => Failure::Final,
+                    false => Failure::Later { retry_after: error.retry_after().unwrap_or_default() },
+                };
+                tracing::info!(digest = %self.want.digest, "the origin failed: {}", chain_of(error.as_ref()));
+                let reason = error.reason().to_owned();
+                self.tell(News::Origin(error)).await;
+                Some((failure, reason))
+            }
+        };
+        self.tell(News::ReadEnded { run, failure }).await;
+    }
+
+    async fn locate(&self) -> Result<&Located, OriginError> {
+        let want = &self.want;
+        let locating = || self.parts.origin.locate(&want.origins, &want.digest, want.len);
+        self.located.get_or_try_init(locating).await
+    }
+
+    async fn read_run(&self, run: &Run, chain: Option<Arc<Chain>>) -> Ended {
+        let layout = self.arrival.layout();
+        let at = match self.locate().await {
+            Ok(at) => at,
+            Err(error) => return Ended::Origin(Arc::new(error)),
+        };
+        let range = layout.range(run.start).start..layout.range(run.end - 1).end;
+        let mut body = match self.parts.origin.read(at, range.clone()).await {
+            Ok(body) => body,
+            Err(error) => return Ended::Origin(Arc::new(error)),
+        };
+        if !body.ranged() && range != (0..layout.blob_len()) {
+            return Ended::NoRanges;
+        }
+        let mut beat_at = tokio::time::Instant::now();
+        let mut buffer = BytesMut::new();
+        for index in run.clone() {
+            let len = layout.len_of(index);
+            let _room = self.parts.buffer(len).await;
+            while buffer.len() < len {
+                match body.next().await {
+                    Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
+                    Some(Err(error)) => return Ended::Origin(Arc::new(error)),
+                    None => unreachable!("a body that ends early ends in an error"),
+                }
+                if beat_at.elapsed() >= BEAT {
+                    beat_at = tokio::time::Instant::now();
+                    self.tell(News::Reading(index)).await;
+                }
+            }
+            let piece = buffer.split_to(len).freeze();
+            if !self.keep_read(index, piece, chain.clone()).await {
+                return Ended::Told;
+            }
+        }
+        Ended::Done
+    }
+
+    async fn keep_read(&self, index: u32, bytes: Bytes, chain: Option<Arc<Chain>>) -> bool {
+        let len = bytes.len();
+        let kept = self.blocking(move |hands| {
+            let fits = chain.is_none_or(|chain| chain.proves(index, &bytes));
+            fits.then(|| hands.store(index, &bytes, blake3::hash(&bytes)))
+        });
+        match kept.await {
+            Some(Some(Ok(statement))) => {
+                self.tell(News::Read { index, statement, len }).await;
+                true
+            }
+            Some(Some(Err(source))) => {
+                self.tell(News::Disk(source)).await;
+                false
+            }
+            Some(None) => {
+                self.tell(News::ReadWrong).await;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Reads pieces again until one is not what its voucher stated.
+    pub(super) async fn audit(self, order: Vec<(u32, Statement, Name)>) {
+        let mut found = Some(Verdict::Clean);
+        for (index, stated, voucher) in order {
+            let actual = match self.read_one(index).await {
+                Ok(actual) => actual,
+                Err(error) => {
+                    tracing::info!(digest = %self.want.digest, "the audit ends early: {}", chain_of(&error));
+                    found = None;
+                    break;
+                }
+            };
+            self.tell(News::Reading(index)).await;
+            if actual != stated {
+                tracing::warn!(
+                    digest = %self.want.digest, %voucher, piece = index,
+                    "the origin has other bytes than this member stated"
+                );
+                self.judge(&voucher, index, stated).await;
+                found = Some(Verdict::Differs { index, statement: actual });
+                break;
+            }
+        }
+        self.tell(News::Audited(found)).await;
+    }
+
+    async fn read_one(&self, index: u32) -> Result<Statement, OriginError> {
+        let range = self.arrival.layout().range(index);
+        let at = self.locate().await?;
+        let mut body = self.parts.origin.read(at, range.clone()).await?;
+        let mut position = body.start();
+        let mut hasher = blake3::Hasher::new();
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes?;
+            // An origin without ranges sends what stands before the piece as well.
+            let skip = range.start.saturating_sub(position).min(bytes.len() as u64);
+            let end = (range.end.saturating_sub(position)).min(bytes.len() as u64);
+            hasher.update(
+                &bytes[usize::try_from(skip).expect("in the buffer")..usize::try_from(end).expect("same")],
+            );
+            position += bytes.len() as u64;
+            if position >= range.end {
+                break;
+            }
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+/// An error and what caused it, on one line.
+pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,391 @@
+//! The loop of a flight: news in, the exchange's actions out.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{OnceCell, mpsc},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    PullError, Shared,
+    flight::{Flight, News},
+    hands::Hands,
+    metrics,
+    track::{Dialer, Line, SILENCE_MAX},
+};
+use crate::{
+    mesh::Member,
+    origin::OriginError,
+    piece::Chain,
+    store::{Arriving, Blob},
+    swarm::{
+        exchange::{Action, Exchange, Fetched, Setting},
+        message::{Event, Report},
+    },
+};
+
+const TICK: Duration = Duration::from_millis(100);
+/// A tracker that failed is passed over for so long, unless nobody else is left.
+const AVOIDED_FOR: Duration = Duration::from_secs(5);
+
+pub(super) struct Session {
+    flight: Arc<Flight>,
+    shared: Arc<Shared>,
+    hands: Hands,
+    me: Member,
+    exchange: Exchange,
+    /// Every task of this flight; they end with it.
+    tasks: JoinSet<()>,
+    reads: HashMap<u32, AbortHandle>,
+    line: Option<Line>,
+    dialing: Option<AbortHandle>,
+    line_number: u64,
+    redial: bool,
+    avoided: HashMap<String, Instant>,
+    chain: Option<Arc<Chain>>,
+    origin_error: Option<Arc<OriginError>>,
+    unwanted_since: Option<Instant>,
+    over: bool,
+}
+
+impl Session {
+    pub(super) fn new(flight: Arc<Flight>, shared: Arc<Shared>, arriving: &Arriving) -> Self {
+        let want = flight.want.clone();
+        let me = shared.mesh.me();
+        let setting = Setting {
+            digest: want.digest.clone(),
+            blob_len: want.len,
+            me: me.clone(),
+            reads_origin: !want.origins.is_empty(),
+            seed: rand::random(),
+        };
+        let have = arriving.have();
+        let resumed = have.iter().filter_map(|index| arriving.statement(index).map(|stated| (index, stated)));
+        // A blob of one piece needs no more than its digest.
+        let chain = Chain::from_bytes(&want.digest, want.len, &[]).ok().map(Arc::new);
+        Self {
+            hands: Hands {
+                parts: shared.clone(),
+                arrival: flight.arrival.clone(),
+                news: flight.news.clone(),
+                located: Arc::new(OnceCell::new()),
+                want,
+            },
+            exchange: Exchange::new(setting, resumed),
+            flight,
+            shared,
+            me,
+            tasks: JoinSet::new(),
+            reads: HashMap::new(),
+            line: None,
+            dialing: None,
+            line_number: 0,
+            redial: false,
+            avoided: HashMap::new(),
+            chain,
+            origin_error: None,
+            unwanted_since: None,
+            over: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<News>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut mesh_changed = self.shared.mesh.changed();
+        let stop = self.shared.stop.clone();
+        self.dial();
+        while !self.over {
+            let now = tokio::select! {
+                () = stop.cancelled() => {
+                    let digest = self.flight.want.digest.clone();
+                    self.end(Err(PullError::Stopped { digest }));
+                    break;
+                }
+                Some(news) = inbox.recv() => {
+                    let now = Instant::now();
+                    self.hear(news, now);
+                    now
+                }
+                Ok(()) = mesh_changed.changed() => {
+                    self.reconsider();
+                    Instant::now()
+                }
+                Some(_) = self.tasks.join_next() => continue,
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    self.tick(now);
+                    now
+                }
+            };
+            self.act(now);
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn is_proven(&self) -> bool {
+        matches!(&*self.flight.end.borrow(), Some(Ok(_)))
+    }
+
+    fn hear(&mut self, news: News, now: Instant) {
+        let exchange = &mut self.exchange;
+        match news {
+            News::LineOpen(line) => self.line_open(*line),
+            News::LineLost { number, tracker } => self.line_lost(number, &tracker, now),
+            News::Told { number, events } => self.told(number, events, now),
+            News::CalledBy(tracker) => self.called_by(&tracker),
+            News::Fetched { peer, index, outcome, len } => {
+                exchange.fetched(&peer, index, outcome, now);
+                if let Fetched::Good(_) = outcome {
+                    self.count("peer", index, len, now);
+                }
+            }
+            News::Slow { peer, index } => exchange.slow(&peer, index, now),
+            News::Chain { sponsor, chain, unfit } => {
+                self.chain = chain;
+                exchange.chain_checked(&sponsor, unfit, now);
+            }
+            News::ChainFailed { sponsor } => exchange.chain_failed(&sponsor, now),
+            News::Read { index, statement, len } => {
+                exchange.read(index, statement, now);
+                self.count("origin", index, len, now);
+            }
+            News::ReadWrong => exchange.read_wrong(now),
+            News::Reading(index) => exchange.reading(index),
+            News::ReadEnded { run, failure } => {
+                self.reads.remove(&run.start);
+                exchange.read_ended(&run, failure, now);
+            }
+            News::Origin(error) => self.origin_error = Some(error),
+            News::Audited(found) => exchange.audited(found, now),
+            News::Banned(name) => exchange.ban(&name),
+            News::Rotten(index) => exchange.lost(index, now),
+            News::Front(index) => exchange.front(index),
+            News::Closed(chain) => self.commit(chain),
+            News::Unclosed => exchange.unclosed(now),
+            News::Committed(committed) => {
+                let digest = self.flight.want.digest.clone();
+                self.end(committed.map_err(|source| PullError::Commit { digest, source }));
+            }
+            News::Disk(source) => {
+                let digest = self.flight.want.digest.clone();
+                self.end(Err(PullError::Disk { digest, source }));
+            }
+        }
+    }
+
+    fn count(&mut self, source: &'static str, index: u32, len: usize, now: Instant) {
+        // Two of the same may have been under way; one is here.
+        if !self.exchange.have().contains(index) {
+            return;
+        }
+        self.flight.arrival.arrived(index);
+        self.shared.metrics.bytes.get_or_create(&metrics::Source { source }).inc_by(len as u64);
+        let layout = self.flight.arrival.layout();
+        let have = self.exchange.have();
+        let last = layout.count() - 1;
+        let short = layout.piece_len() - layout.len_of(last) as u64;
+        let missing_tail = if have.contains(last) { short } else { 0 };
+        let arrived = u64::from(have.len()) * layout.piece_len() - missing_tail;
+        self.flight.status.send_modify(|status| {
+            let counted = if source == "peer" { &mut status.bytes.peer } else { &mut status.bytes.origin };
+            *counted += len as u64;
+            status.arrived = arrived;
+            status.last_piece_at = Some(now);
+        });
+    }
+
+    fn act(&mut self, now: Instant) {
+        let mut reports = Vec::new();
+        for action in self.exchange.take_actions() {
+            self.perform(action, &mut reports);
+        }
+        if !reports.is_empty() {
+            self.say(reports, now);
+        }
+    }
+
+    fn perform(&mut self, action: Action, reports: &mut Vec<Report>) {
+        let hands = self.hands.clone();
+        match action {
+            Action::Fetch { peer, index, check } => {
+                self.tasks.spawn(hands.fetch(peer, index, check, self.chain.clone()));
+            }
+            Action::FetchChain { peer } => {
+                self.tasks.spawn(hands.fetch_chain(peer));
+            }
+            Action::DropChain => self.chain = None,
+            Action::ReadOrigin { run } => {
+                let start = run.start;
+                let reading = self.tasks.spawn(hands.read(run, self.chain.clone()));
+                self.reads.insert(start, reading);
+            }
+            Action::StopOrigin { run } => {
+                if let Some(reading) = self.reads.remove(&run.start) {
+                    reading.abort();
+                }
+            }
+            Action::Tell(report) => reports.push(report),
+            Action::Forget { index } => self.flight.arrival.take_back(index),
+            Action::Audit { order } => {
+                self.tasks.spawn(hands.audit(order));
+            }
+            Action::Judge { voucher, index, wrong } => {
+                self.tasks.spawn(async move { hands.judge(&voucher, index, wrong).await });
+            }
+            Action::Fail { reason } => self.fail(reason),
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        let digest = self.flight.want.digest.clone();
+        let error = match self.origin_error.take() {
+            _ if reason == "wrong_digest" => PullError::WrongDigest { digest },
+            Some(source) => PullError::Origin { digest, source },
+            None => PullError::Swarm { digest, reason },
+        };
+        if let (PullError::WrongDigest { .. }, Some(arriving)) = (&error, self.flight.arrival.arriving()) {
+            arriving.abandon();
+        }
+        self.end(Err(error));
+    }
+
+    /// The chain closes: nothing wrong can have got in.
+    fn commit(&mut self, chain: Chain) {
+        let hands = self.hands.clone();
+        self.tasks.spawn(async move {
+            let committed = hands.blocking(move |hands| {
+                let arriving = hands.arrival.arriving().expect("the chain is made of what arrived");
+                arriving.commit(&chain)
+            });
+            if let Some(committed) = committed.await {
+                hands.tell(News::Committed(Box::new(committed))).await;
+            }
+        });
+    }
+
+    fn end(&mut self, end: Result<Blob, PullError>) {
+        let proven = end.is_ok();
+        self.flight.finish(&self.shared, end);
+        match proven {
+            true => self.exchange.proven(),
+            false => self.over = true,
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let wanted = *self.flight.handles.borrow() > 0 || self.is_proven();
+        let since = *self.unwanted_since.get_or_insert(now);
+        if wanted {
+            self.unwanted_since = None;
+        } else if now.duration_since(since) > self.shared.settings.linger {
+            let digest = self.flight.want.digest.clone();
+            return self.end(Err(PullError::Forgotten { digest }));
+        }
+        let silent = |line: &Line| now.duration_since(line.heard_at) > SILENCE_MAX;
+        if let Some(line) = self.line.take_if(|line| silent(line)) {
+            tracing::info!(digest = %self.flight.want.digest, tracker = %line.tracker.name, "the tracker is silent");
+            self.shared.mesh.failed(&line.tracker.name);
+            self.line_lost(line.number, &line.tracker.name, now);
+        }
+        if std::mem::take(&mut self.redial) {
+            self.dial();
+        }
+        if self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
+            self.say(Vec::new(), now);
+        }
+        self.exchange.tick(now);
+    }
+}
+
+/// The line to the tracker.
+impl Session {
+    /// The first in the digest's rank that has not just failed; this node if nobody is left.
+    fn tracker(&self) -> Member {
+        let now = Instant::now();
+        let avoided = |member: &Member| {
+            self.avoided.get(&member.name).is_some_and(|at| now.duration_since(*at) < AVOIDED_FOR)
+        };
+        let rank = self.shared.mesh.rank(&self.flight.want.digest);
+        rank.into_iter().find(|member| !avoided(member)).unwrap_or_else(|| self.me.clone())
+    }
+
+    fn dial(&mut self) {
+        self.line = None;
+        if let Some(dialing) = self.dialing.take() {
+            dialing.abort();
+        }
+        self.line_number += 1;
+        let dialer = Dialer {
+            mesh: self.shared.mesh.clone(),
+            trackers: self.shared.trackers.clone(),
+            news: self.flight.news.clone(),
+        };
+        let dialed = dialer.run(self.tracker(), self.exchange.join(), self.line_number);
+        self.dialing = Some(self.tasks.spawn(dialed));
+    }
+
+    fn line_open(&mut self, line: Line) {
+        if line.number == self.line_number {
+            self.line = Some(line);
+            self.exchange.joined();
+        }
+    }
+
+    fn line_lost(&mut self, number: u64, tracker: &str, now: Instant) {
+        if number != self.line_number {
+            return;
+        }
+        self.line = None;
+        if self.is_proven() {
+            // The next tracker asks who has the blob.
+            self.over = true;
+        } else if tracker == self.me.name {
+            self.redial = true;
+        } else {
+            self.avoided.insert(tracker.to_owned(), now);
+            self.dial();
+        }
+    }
+
+    fn told(&mut self, number: u64, events: Vec<Event>, now: Instant) {
+        let Some(line) = self.line.as_mut().filter(|line| line.number == number) else { return };
+        line.heard_at = now;
+        for event in events {
+            let banned = match &event {
+                Event::Joined { member, .. } => self.shared.is_banned(member).then(|| member.name.clone()),
+                _ => None,
+            };
+            self.exchange.told(event, now);
+            if let Some(name) = banned {
+                self.exchange.ban(&name);
+            }
+        }
+    }
+
+    fn say(&mut self, reports: Vec<Report>, now: Instant) {
+        let Some(line) = &mut self.line else { return };
+        if !line.say(reports, &self.me.name, now) {
+            let (number, tracker) = (line.number, line.tracker.name.clone());
+            self.line_lost(number, &tracker, now);
+        }
+    }
+
+    fn called_by(&mut self, tracker: &str) {
+        self.avoided.remove(tracker);
+        self.reconsider();
+    }
+
+    /// Somebody else may be the first in rank now.
+    fn reconsider(&mut self) {
+        let current = self.line.as_ref().map(|line| &line.tracker.name);
+        if current.is_some_and(|current| *current != self.tracker().name) && !self.is_proven() {
+            self.dial();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What to do when bytes, statements and chains contradict each other.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use super::{Action, ChainState, Claim, Exchange, peers::Peer};
+use crate::{
+    mesh::Member,
+    piece::Statement,
+    swarm::message::{Failure, Name, Report, Verdict},
+};
+
+impl Exchange {
+    /// The chain that `sponsor` sent, or `None` if it sent none that is one; `unfit` are the pieces here that
+    /// do not fit it.
+    pub fn chain_checked(&mut self, sponsor: &str, unfit: Option<Vec<u32>>, now: Instant) {
+        if self.chain != ChainState::Asked {
+            return;
+        }
+        let sponsor = sponsor.to_owned();
+        match unfit {
+            None => {
+                self.chain = ChainState::Unknown;
+                self.strike_out(&sponsor);
+            }
+            Some(unfit) => {
+                self.chain = ChainState::Known { sponsor: Some(sponsor) };
+                self.unclosed = false;
+                for index in unfit {
+                    let claim = self.held.get(&index).cloned();
+                    self.suspects.extend(claim.map(|claim| (index, claim)));
+                    self.ask_sponsor.insert(index);
+                    self.forget(index);
+                    self.actions.push(Action::Tell(Report::Lost { index }));
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Every piece is here and the chain that they make does not close.
+    pub fn unclosed(&mut self, now: Instant) {
+        let from_disk: Vec<u32> =
+            self.held.iter().filter(|(_, claim)| claim.voucher.is_empty()).map(|(&index, _)| index).collect();
+        let all_mine = self.held.values().all(|claim| claim.voucher == self.setting.me.name);
+        if !from_disk.is_empty() {
+            // Nobody can be asked about pieces from before a restart: they come again.
+            for index in from_disk {
+                self.forget(index);
+                self.actions.push(Action::Tell(Report::Lost { index }));
+            }
+        } else if all_mine {
+            self.fail("wrong_digest".to_owned());
+        } else {
+            self.unclosed = true;
+            self.actions.push(Action::Tell(Report::Unclosed));
+        }
+        self.settle(now);
+    }
+
+    /// What the audit of this member came to; `None` if it could not be finished.
+    pub fn audited(&mut self, found: Option<Verdict>, now: Instant) {
+        self.auditing = false;
+        match found {
+            Some(verdict) => self.actions.push(Action::Tell(Report::Verdict(verdict))),
+            None => {
+                let run = 0..self.layout.count();
+                let reason = "audit".to_owned();
+                self.actions.push(Action::Tell(Report::Returned { run, failure: Failure::Final, reason }));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Vouchers take turns, so that a liar is found after about as many pieces as there are vouchers.
+    pub(super) fn audit(&mut self) {
+        let mut by_voucher: BTreeMap<&Name, Vec<(u32, Statement, Name)>> = BTreeMap::new();
+        for (&index, claim) in self.held.iter().filter(|(_, c)| c.voucher != self.setting.me.name) {
+            let piece = (index, claim.statement, claim.voucher.clone());
+            by_voucher.entry(&claim.voucher).or_default().push(piece);
+        }
+        let longest = by_voucher.values().map(Vec::len).max().unwrap_or(0);
+        let turn = |nth: usize| by_voucher.values().filter_map(move |pieces| pieces.get(nth)).cloned();
+        let order = (0..longest).flat_map(turn).collect();
+        self.auditing = true;
+        self.actions.push(Action::Audit { order });
+    }
+
+    /// The origin convicted `voucher`, says the tracker: what it vouched for comes again. That names nobody
+    /// yet: see [`Self::judge_suspects`].
+    pub(super) fn drop_vouched(&mut self, voucher: &Name) {
+        for index in 0..self.layout.count() {
+            let claim = &mut self.stated[index as usize];
+            if claim.as_ref().is_some_and(|claim| claim.voucher == *voucher) {
+                *claim = None;
+                for peer in self.peers.values_mut() {
+                    peer.loses(index, &mut self.holders);
+                }
+            }
+            let held = self.held.get(&index).filter(|claim| claim.voucher == *voucher).cloned();
+            if let Some(claim) = held {
+                self.suspects.push((index, claim));
+                self.forget(index);
+            }
+        }
+        self.unclosed = false;
+    }
+
+    /// A proven chain convicts whoever stated other bytes than the proven ones.
+    pub(super) fn judge_suspects(&mut self) {
+        for (index, Claim { statement: wrong, voucher }) in std::mem::take(&mut self.suspects) {
+            let differs = self.held.get(&index).is_some_and(|claim| claim.statement != wrong);
+            if differs && !voucher.is_empty() {
+                self.actions.push(Action::Judge { voucher, index, wrong });
+            }
+        }
+    }
+
+    /// A piece that a peer sent failed its check.
+    pub(super) fn came_wrong(&mut self, peer: &str, index: u32) {
+        let ChainState::Known { sponsor: Some(sponsor) } = &self.chain else { return };
+        let reachable = self.peers.get(sponsor).is_some_and(Peer::is_hopeful);
+        if peer == sponsor || !reachable {
+            self.drop_chain();
+        } else {
+            self.ask_sponsor.insert(index);
+        }
+    }
+
+    /// This node has convicted the member: it is not asked again.
+    pub fn ban(&mut self, name: &str) {
+        self.strike_out(&name.to_owned());
+    }
+
+    /// The sponsor could not make its chain true.
+    pub(super) fn drop_chain(&mut self) {
+        let ChainState::Known { sponsor: Some(sponsor) } = &self.chain else { return };
+        let sponsor = sponsor.clone();
+        self.chain = ChainState::Unknown;
+        self.ask_sponsor.clear();
+        self.suspects.clear();
+        self.actions.push(Action::DropChain);
+        self.strike_out(&sponsor);
+        // Whoever was refused by that chain may have been right.
+        for peer in self.peers.values_mut().filter(|peer| peer.member.name != sponsor) {
+            peer.wrong = 0;
+        }
+        let vouched: Vec<u32> =
+            self.held.iter().filter(|(_, c)| c.voucher == sponsor).map(|(&index, _)| index).collect();
+        for index in vouched {
+            self.forget(index);
+            self.actions.push(Action::Tell(Report::Lost { index }));
+        }
+    }
+
+    /// A chain is asked for when pieces can be had with nothing else to check them, or ours does not close.
+    pub(super) fn seek_chain(&mut self, now: Instant) {
+        if self.chain != ChainState::Unknown {
+            return;
+        }
+        let unstated = || self.have.missing().any(|index| self.stated[index as usize].is_none());
+        if !self.unclosed && !unstated() {
+            return;
+        }
+        let whole = |peer: &&Peer| peer.whole && peer.is_usable(now);
+        let sponsor = self.peers.values().filter(whole).min_by_key(|peer| (peer.failures, peer.requests));
+        if let Some(peer) = sponsor.map(|peer| peer.member.clone()) {
+            self.chain = ChainState::Asked;
+            self.actions.push(Action::FetchChain { peer });
+        }
+    }
+
+    /// The chain could not be fetched from this peer.
+    pub fn chain_failed(&mut self, peer: &Member, now: Instant) {
+        if self.chain == ChainState::Asked {
+            self.chain = ChainState::Unknown;
+            self.peer_failed(&peer.name, now);
+        }
+        self.settle(now);
+    }
+
+    fn peer_failed(&mut self, name: &str, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.requests += 1;
+        }
+        self.peer_answered(name, 0, super::Fetched::Failed, now);
+    }
+}

@@ -1,0 +1,434 @@
+//! One pull's side of the swarm: events in, actions out, time given.
+//!
+//! ```text
+//!   tracker's events ─┐                      ┌─▶ fetch piece, fetch chain      (peers)
+//!   pieces, failures ─┼──▶ Exchange ──▶ take_actions() ─▶ read run, stop, audit (origin)
+//!   the chain's end ──┘                      └─▶ reports (tracker), forget (store), fail
+//! ```
+//! A piece from a peer is checked with a link of the chain where one is known, else with the statement that the
+//! tracker passed on. A chain that a peer sent is a claim of that peer, its *sponsor*, until every piece fits
+//! it; a piece that does not fit is asked of the sponsor itself, and a sponsor that cannot give it loses the
+//! chain and whatever it vouched for.
+
+mod choose;
+mod doubt;
+mod peers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng, rngs::SmallRng};
+
+use self::peers::Peer;
+use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run};
+use crate::{
+    mesh::Member,
+    oci::Digest,
+    piece::{PieceLayout, PieceSet, Statement},
+};
+
+/// How a piece from a peer is checked when it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    Statement(Statement),
+    Chain,
+}
+
+/// What became of a request to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// It passed its check and is stored.
+    Good(Statement),
+    Wrong,
+    /// The peer does not have it.
+    Absent,
+    /// The peer's upload slots are taken.
+    Busy,
+    Failed,
+}
+
+/// What the shell shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Fetch {
+        peer: Member,
+        index: u32,
+        check: Check,
+    },
+    /// And check the pieces that are here with it: the answer is [`Exchange::chain_checked`].
+    FetchChain {
+        peer: Member,
+    },
+    /// The chain was a lie, or cannot be told from one.
+    DropChain,
+    ReadOrigin {
+        run: Run,
+    },
+    StopOrigin {
+        run: Run,
+    },
+    Tell(Report),
+    /// The piece is not what it should be: it leaves the store, and readers behind it rewind.
+    Forget {
+        index: u32,
+    },
+    /// Read these from the origin, in this order, until one differs; then judge its voucher.
+    Audit {
+        order: Vec<(u32, Statement, Name)>,
+    },
+    /// `voucher` stated `wrong` for a piece whose true bytes are known: if it says so itself, ban it.
+    Judge {
+        voucher: Name,
+        index: u32,
+        wrong: Statement,
+    },
+    Fail {
+        reason: String,
+    },
+}
+
+/// Who this pull is.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub digest: Digest,
+    pub blob_len: u64,
+    pub me: Member,
+    pub reads_origin: bool,
+    /// Breaks ties between pieces and between peers.
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    statement: Statement,
+    /// Empty for a piece that was on disk when the daemon started.
+    voucher: Name,
+}
+
+/// The chain that pieces are checked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ChainState {
+    Unknown,
+    Asked,
+    /// `sponsor` is `None` for a blob of one piece, whose chain is its digest.
+    Known {
+        sponsor: Option<Name>,
+    },
+}
+
+struct Request {
+    peer: Name,
+    at: Instant,
+    slow: bool,
+}
+
+/// The exchange of one pull.
+pub struct Exchange {
+    setting: Setting,
+    layout: PieceLayout,
+    have: PieceSet,
+    /// What the pieces that are here are said to be.
+    held: BTreeMap<u32, Claim>,
+    /// What the tracker says of pieces.
+    stated: Vec<Option<Claim>>,
+    peers: BTreeMap<Name, Peer>,
+    handles: BTreeMap<Handle, Name>,
+    /// How many members that are not whole hold each piece.
+    holders: Vec<u32>,
+    requests: BTreeMap<u32, Vec<Request>>,
+    leases: Vec<Run>,
+    chain: ChainState,
+    ask_sponsor: BTreeSet<u32>,
+    suspects: Vec<(u32, Claim)>,
+    front: u32,
+    unclosed: bool,
+    auditing: bool,
+    origin_failed: Option<String>,
+    proven: bool,
+    failed: bool,
+    piece_time: Duration,
+    random: SmallRng,
+    actions: Vec<Action>,
+}
+
+impl Exchange {
+    /// A pull that holds `resumed` pieces from before.
+    #[must_use]
+    pub fn new(setting: Setting, resumed: impl IntoIterator<Item = (u32, Statement)>) -> Self {
+        let layout = PieceLayout::of(setting.blob_len);
+        let count = layout.count();
+        let mut have = PieceSet::empty(count);
+        let mut held = BTreeMap::new();
+        for (index, statement) in resumed {
+            have.insert(index);
+            held.insert(index, Claim { statement, voucher: Name::new() });
+        }
+        let chain = if count == 1 { ChainState::Known { sponsor: None } } else { ChainState::Unknown };
+        let random = SmallRng::seed_from_u64(setting.seed);
+        Self {
+            setting,
+            layout,
+            have,
+            held,
+            stated: vec![None; count as usize],
+            peers: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            holders: vec![0; count as usize],
+            requests: BTreeMap::new(),
+            leases: Vec::new(),
+            chain,
+            ask_sponsor: BTreeSet::new(),
+            suspects: Vec::new(),
+            front: 0,
+            unclosed: false,
+            auditing: false,
+            origin_failed: None,
+            proven: false,
+            failed: false,
+            piece_time: Duration::from_millis(100),
+            random,
+            actions: Vec::new(),
+        }
+    }
+
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    #[must_use]
+    pub fn have(&self) -> &PieceSet {
+        &self.have
+    }
+
+    /// Who answers for piece `index` that is here.
+    #[must_use]
+    pub fn voucher(&self, index: u32) -> Option<&Name> {
+        self.held.get(&index).map(|claim| &claim.voucher)
+    }
+
+    /// The member called `name`, if it is in the swarm.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.peers.get(name).map(|peer| &peer.member)
+    }
+
+    /// What to say first to a tracker.
+    #[must_use]
+    pub fn join(&self) -> Join {
+        Join {
+            digest: self.setting.digest.clone(),
+            blob_len: self.setting.blob_len,
+            from: self.setting.me.clone(),
+            held: if self.proven { 0 } else { self.have.len() },
+            reading: self.leases.clone(),
+            reads_origin: self.setting.reads_origin,
+            whole: self.proven,
+        }
+    }
+
+    /// A tracker took the join: what it knows comes next, what this pull holds is announced.
+    pub fn joined(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.left(&mut self.holders);
+        }
+        self.handles.clear();
+        self.stated.fill(None);
+        self.origin_failed = None;
+        if self.proven {
+            return;
+        }
+        let me = self.setting.me.name.clone();
+        for (&index, claim) in &self.held {
+            let voucher = if claim.voucher.is_empty() { me.clone() } else { claim.voucher.clone() };
+            let held = Held { index, statement: claim.statement, voucher };
+            self.actions.push(Action::Tell(Report::Held(held)));
+        }
+        if self.unclosed {
+            self.actions.push(Action::Tell(Report::Unclosed));
+        }
+    }
+
+    /// The tracker says something.
+    pub fn told(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Joined { handle, member } => self.peer_joined(handle, member),
+            Event::Gone { handle } => self.peer_gone(handle),
+            Event::Stated(held) => {
+                let claim = Claim { statement: held.statement, voucher: held.voucher };
+                self.stated[held.index as usize] = Some(claim);
+            }
+            Event::Arrived { handle, pieces } => self.peer_has(handle, &pieces),
+            Event::Whole { handle } => self.peer_whole(handle),
+            Event::PieceLost { handle, index } => self.peer_lost(handle, index),
+            Event::Lease(run) => {
+                self.leases.push(run.clone());
+                self.actions.push(Action::ReadOrigin { run });
+            }
+            Event::Revoke(run) => {
+                self.leases.retain(|lease| *lease != run);
+                self.actions.push(Action::StopOrigin { run });
+            }
+            Event::Audit => self.audit(),
+            Event::Dropped { voucher } => self.drop_vouched(&voucher),
+            Event::OriginFailed { reason } => self.origin_failed = Some(reason),
+        }
+        self.settle(now);
+    }
+
+    /// A request to a peer ended.
+    pub fn fetched(&mut self, peer: &str, index: u32, outcome: Fetched, now: Instant) {
+        let requests = self.requests.entry(index).or_default();
+        let request = requests.iter().position(|request| request.peer == peer);
+        let began = request.map(|position| requests.swap_remove(position).at);
+        if requests.is_empty() {
+            self.requests.remove(&index);
+        }
+        if let (Fetched::Good(_), Some(began)) = (outcome, began) {
+            self.piece_time = (self.piece_time * 7 + now.duration_since(began)) / 8;
+        }
+        self.peer_answered(peer, index, outcome, now);
+        match outcome {
+            Fetched::Good(statement) => self.came_from_peer(peer, index, statement),
+            Fetched::Wrong => self.came_wrong(peer, index),
+            Fetched::Absent | Fetched::Busy | Fetched::Failed => {}
+        }
+        self.settle(now);
+    }
+
+    /// No byte came for this request in a while.
+    pub fn slow(&mut self, peer: &str, index: u32, now: Instant) {
+        let mut requests = self.requests.get_mut(&index).into_iter().flatten();
+        if let Some(request) = requests.find(|request| request.peer == peer) {
+            request.slow = true;
+        }
+        self.settle(now);
+    }
+
+    /// A piece from the origin is stored.
+    pub fn read(&mut self, index: u32, statement: Statement, now: Instant) {
+        let voucher = self.setting.me.name.clone();
+        self.keep(index, Claim { statement, voucher });
+        self.settle(now);
+    }
+
+    /// A piece from the origin does not fit the chain. The origin is believed rather than a sponsor.
+    pub fn read_wrong(&mut self, now: Instant) {
+        match &self.chain {
+            ChainState::Known { sponsor: None } => self.fail("wrong_digest".to_owned()),
+            ChainState::Known { sponsor: Some(_) } => self.drop_chain(),
+            ChainState::Unknown | ChainState::Asked => {}
+        }
+        self.settle(now);
+    }
+
+    /// Bytes came from the origin for the lease, audit or not, that contains `index`.
+    pub fn reading(&mut self, index: u32) {
+        let start = self.leases.iter().find(|run| run.contains(&index)).map_or(index, |run| run.start);
+        self.actions.push(Action::Tell(Report::Reading { start }));
+    }
+
+    /// Reading a lease ended, with the reason if it did before its end.
+    pub fn read_ended(&mut self, run: &Run, failure: Option<(Failure, String)>, now: Instant) {
+        let known = self.leases.len();
+        self.leases.retain(|lease| lease != run);
+        if let Some((failure, reason)) = failure
+            && self.leases.len() < known
+        {
+            self.actions.push(Action::Tell(Report::Returned { run: run.clone(), failure, reason }));
+        }
+        self.settle(now);
+    }
+
+    /// How far the in-order reader has come.
+    pub fn front(&mut self, index: u32) {
+        self.front = index;
+    }
+
+    /// A piece that was here is rotten, and no longer in the store.
+    pub fn lost(&mut self, index: u32, now: Instant) {
+        if self.have.remove(index) {
+            self.held.remove(&index);
+            self.actions.push(Action::Tell(Report::Lost { index }));
+        }
+        self.settle(now);
+    }
+
+    /// The blob is proven: nothing is left to do but to serve.
+    pub fn proven(&mut self) {
+        self.proven = true;
+        for run in std::mem::take(&mut self.leases) {
+            self.actions.push(Action::StopOrigin { run });
+        }
+        self.judge_suspects();
+        self.actions.push(Action::Tell(Report::Whole));
+    }
+
+    /// Time passed: call it about ten times a second.
+    pub fn tick(&mut self, now: Instant) {
+        self.settle(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        if self.proven || self.failed {
+            return;
+        }
+        self.seek_chain(now);
+        self.request(now);
+        self.give_up_if_stuck(now);
+    }
+
+    fn came_from_peer(&mut self, peer: &str, index: u32, statement: Statement) {
+        let voucher = match &self.chain {
+            ChainState::Known { sponsor } => sponsor.clone().unwrap_or_else(|| peer.to_owned()),
+            ChainState::Unknown | ChainState::Asked => {
+                // The voucher may have been convicted while the piece was on its way.
+                let stated = self.stated[index as usize].as_ref();
+                match stated.filter(|claim| claim.statement == statement) {
+                    Some(claim) => claim.voucher.clone(),
+                    None if self.have.contains(index) => return,
+                    None => return self.actions.push(Action::Forget { index }),
+                }
+            }
+        };
+        self.ask_sponsor.remove(&index);
+        self.keep(index, Claim { statement, voucher });
+    }
+
+    fn keep(&mut self, index: u32, claim: Claim) {
+        if self.have.insert(index) {
+            let Claim { statement, voucher } = claim.clone();
+            self.held.insert(index, claim);
+            self.actions.push(Action::Tell(Report::Held(Held { index, statement, voucher })));
+        }
+    }
+
+    fn forget(&mut self, index: u32) {
+        if self.have.remove(index) {
+            self.held.remove(&index);
+            self.actions.push(Action::Forget { index });
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        if !self.failed {
+            self.failed = true;
+            self.actions.push(Action::Fail { reason });
+        }
+    }
+
+    /// The origin is beyond reach and what is missing is with nobody.
+    fn give_up_if_stuck(&mut self, now: Instant) {
+        let Some(reason) = self.origin_failed.clone() else { return };
+        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing;
+        let waits_for_chain = self.chain == ChainState::Asked;
+        let hopeless = self.unclosed || self.have.missing().any(|index| !self.is_with_somebody(index, now));
+        if !busy && !waits_for_chain && hopeless {
+            self.fail(reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

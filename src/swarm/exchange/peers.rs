@@ -1,0 +1,160 @@
+//! The other members of the swarm, as this pull has come to know them.
+
+use std::time::{Duration, Instant};
+
+use super::{Action, Exchange, Fetched};
+use crate::{
+    mesh::Member,
+    piece::PieceSet,
+    swarm::message::{Handle, Name, Report},
+};
+
+/// Wrong pieces, or failures in a row, after which a peer is out.
+const STRIKES_MAX: u32 = 3;
+/// A peer without a free slot is asked again after this: a third of what a piece takes at 100 Mbit/s.
+const BUSY_PAUSE: Duration = Duration::from_millis(30);
+/// The pause after a failed request; it doubles.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// A peer that only failed gets another chance after this.
+const OUT_FOR: Duration = Duration::from_secs(10);
+
+pub(super) struct Peer {
+    pub(super) member: Member,
+    /// The tracker's number, while the member is in its swarm.
+    pub(super) handle: Option<Handle>,
+    pub(super) has: PieceSet,
+    pub(super) whole: bool,
+    pub(super) requests: u32,
+    /// Not to be asked before this.
+    pub(super) pause_until: Option<Instant>,
+    pub(super) wrong: u32,
+    pub(super) failures: u32,
+}
+
+impl Peer {
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        let paused = self.pause_until.is_some_and(|until| now < until);
+        self.handle.is_some() && self.wrong < STRIKES_MAX && !paused
+    }
+
+    /// Whether it is worth waiting for.
+    pub(super) fn is_hopeful(&self) -> bool {
+        self.handle.is_some() && self.wrong < STRIKES_MAX && self.failures < STRIKES_MAX
+    }
+
+    pub(super) fn holds(&self, index: u32) -> bool {
+        self.whole || self.has.contains(index)
+    }
+
+    /// It is in no tracker's list any more; what is known of its manners stays.
+    pub(super) fn left(&mut self, holders: &mut [u32]) {
+        for index in self.has.iter() {
+            holders[index as usize] -= 1;
+        }
+        self.has = PieceSet::empty(self.has.count());
+        self.whole = false;
+        self.handle = None;
+    }
+
+    pub(super) fn loses(&mut self, index: u32, holders: &mut [u32]) {
+        if self.has.remove(index) {
+            holders[index as usize] -= 1;
+        }
+    }
+}
+
+impl Exchange {
+    pub(super) fn peer_joined(&mut self, handle: Handle, member: Member) {
+        if member.name == self.setting.me.name {
+            return;
+        }
+        self.handles.insert(handle, member.name.clone());
+        let count = self.layout.count();
+        let peer = self.peers.entry(member.name.clone()).or_insert_with(|| Peer {
+            member: member.clone(),
+            handle: None,
+            has: PieceSet::empty(count),
+            whole: false,
+            requests: 0,
+            pause_until: None,
+            wrong: 0,
+            failures: 0,
+        });
+        peer.left(&mut self.holders);
+        // A new generation is a new start, but for wrong bytes.
+        if peer.member.generation != member.generation {
+            peer.failures = 0;
+        }
+        peer.member = member;
+        peer.handle = Some(handle);
+    }
+
+    pub(super) fn peer_gone(&mut self, handle: Handle) {
+        let Some(name) = self.handles.remove(&handle) else { return };
+        // It may have come back under another number already.
+        if let Some(peer) = self.peers.get_mut(&name).filter(|peer| peer.handle == Some(handle)) {
+            peer.left(&mut self.holders);
+        }
+    }
+
+    pub(super) fn peer_has(&mut self, handle: Handle, pieces: &[u32]) {
+        let Some(peer) = self.handles.get(&handle).and_then(|name| self.peers.get_mut(name)) else { return };
+        for &index in pieces {
+            if peer.has.insert(index) {
+                self.holders[index as usize] += 1;
+            }
+        }
+    }
+
+    pub(super) fn peer_whole(&mut self, handle: Handle) {
+        let Some(peer) = self.handles.get(&handle).and_then(|name| self.peers.get_mut(name)) else { return };
+        peer.left(&mut self.holders);
+        peer.handle = Some(handle);
+        peer.whole = true;
+    }
+
+    pub(super) fn peer_lost(&mut self, handle: Handle, index: u32) {
+        let Some(peer) = self.handles.get(&handle).and_then(|name| self.peers.get_mut(name)) else { return };
+        if std::mem::take(&mut peer.whole) {
+            let all: Vec<u32> = (0..self.layout.count()).collect();
+            self.peer_has(handle, &all);
+        }
+        let peer = self.peers.get_mut(&self.handles[&handle]).expect("just looked up");
+        peer.loses(index, &mut self.holders);
+    }
+
+    /// Takes down what an answer says of the peer.
+    pub(super) fn peer_answered(&mut self, name: &str, index: u32, outcome: Fetched, now: Instant) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.requests = peer.requests.saturating_sub(1);
+        let was_hopeful = peer.is_hopeful();
+        match outcome {
+            Fetched::Good(_) => peer.failures = 0,
+            Fetched::Busy => peer.pause_until = Some(now + BUSY_PAUSE),
+            Fetched::Wrong => peer.wrong += 1,
+            // A whole member without a piece has lost the blob.
+            Fetched::Absent if peer.whole => peer.wrong = STRIKES_MAX,
+            Fetched::Absent => peer.loses(index, &mut self.holders),
+            Fetched::Failed => {
+                peer.failures += 1;
+                let pause = FAILURE_PAUSE * 2_u32.pow(peer.failures.min(STRIKES_MAX));
+                let out = peer.failures >= STRIKES_MAX;
+                peer.pause_until = Some(now + if out { OUT_FOR } else { pause });
+            }
+        }
+        if was_hopeful && !peer.is_hopeful() {
+            let refused = peer.handle.map(|handle| Action::Tell(Report::Refused { handle }));
+            self.actions.extend(refused);
+        }
+    }
+
+    /// The peer is out of this swarm for good.
+    pub(super) fn strike_out(&mut self, name: &Name) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            let was_hopeful = peer.is_hopeful();
+            peer.wrong = STRIKES_MAX;
+            let refused = peer.handle.filter(|_| was_hopeful);
+            self.actions.extend(refused.map(|handle| Action::Tell(Report::Refused { handle })));
+        }
+    }
+}

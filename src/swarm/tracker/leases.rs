@@ -1,0 +1,268 @@
+//! Who reads which run from the origin: each piece by one reader, a few readers at a time.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use super::{Piece, Puller, Swarm, remaining};
+use crate::swarm::message::{Event, Failure, Handle, Run};
+
+/// Readers of the origin at a time, in the whole swarm. Four fill a shaped link from different places and hide
+/// each other's gaps; each more makes the first pieces come later, since they share the origin's link.
+pub(super) const READERS_MAX: usize = 4;
+/// Longest lease in pieces: one origin connection streams 8 to 32 MiB, and its loss costs no more than that.
+const RUN_LEN_MAX: u32 = 8;
+/// Every reader gets about this many leases, so that the last ones end together.
+const LEASES_EACH: u32 = 8;
+/// A lease without a byte for so long goes to another reader that is there.
+const STALL_MAX: Duration = Duration::from_secs(2);
+/// A reader that stalled comes last for this long.
+const STALL_KEPT: Duration = Duration::from_secs(10);
+/// Readers that are refused for good before the swarm believes it: each may have other credentials.
+const REFUSALS_MAX: usize = 8;
+/// Failures in a row, of any reader, before the origin counts as gone. Each call retried inside already.
+const FAILURES_MAX: u32 = 4;
+/// The first pause after a failure; it doubles.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long the swarm remembers that the origin failed: a crowd asks once, the next one asks again.
+const FAILED_KEPT: Duration = Duration::from_secs(15);
+
+struct Lease {
+    run: Run,
+    reader: Handle,
+    progress_at: Instant,
+}
+
+/// What the swarm knows of the origin.
+#[derive(Default)]
+pub(super) struct Origin {
+    leases: Vec<Lease>,
+    /// It ignores ranges: one reader takes all.
+    one_stream: bool,
+    refused: BTreeSet<Handle>,
+    failures: u32,
+    quiet_until: Option<Instant>,
+    reason: Option<String>,
+    failed_at: Option<Instant>,
+}
+
+impl Origin {
+    /// Somebody new may know a way in.
+    pub(super) fn joined(&mut self, reads_origin: bool) {
+        if reads_origin && self.refused.len() < REFUSALS_MAX && self.failures < FAILURES_MAX {
+            self.failed_at = None;
+        }
+    }
+
+    /// The origin serves other bytes than the digest names, or is beyond reach.
+    pub(super) fn fail(&mut self, reason: &str, now: Instant) {
+        self.reason = Some(reason.to_owned());
+        self.failed_at = Some(now);
+    }
+}
+
+impl Swarm {
+    /// A lease of the tracker before this one goes on.
+    pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
+        let free = run.clone().all(|index| self.is_free(index));
+        if free && self.may_read(reader) {
+            self.lease(reader, run.clone(), now);
+        } else {
+            self.tell(reader, Event::Revoke(run.clone()));
+        }
+    }
+
+    /// Bytes came for the lease of `reader` that contains `index`.
+    pub(super) fn progress(&mut self, reader: Handle, index: u32, now: Instant) {
+        self.audit.progress(reader, now);
+        let lease = self.origin.leases.iter_mut().find(|l| l.reader == reader && l.run.contains(&index));
+        if let Some(lease) = lease {
+            lease.progress_at = now;
+            self.origin.failures = 0;
+        }
+    }
+
+    /// A reader gives a lease back.
+    pub(super) fn returned(&mut self, reader: Handle, run: &Run, why: (Failure, String), now: Instant) {
+        let (failure, reason) = why;
+        let is_lease = self.origin.leases.iter().any(|lease| lease.reader == reader && lease.run == *run);
+        if !is_lease && !self.audit.returned(reader, &self.members) {
+            return;
+        }
+        self.release(|lease| lease.reader == reader && lease.run == *run);
+        match failure {
+            Failure::Final => {
+                self.origin.refused.insert(reader);
+                self.origin.reason = Some(reason);
+            }
+            Failure::Later { retry_after } => {
+                let doubled = PAUSE * 2_u32.pow(self.origin.failures.min(FAILURES_MAX));
+                self.origin.failures += 1;
+                self.origin.quiet_until = Some(now + retry_after.max(doubled));
+                self.origin.reason = Some(reason);
+            }
+            Failure::NoRanges => self.one_stream(reader, now),
+        }
+    }
+
+    /// The others' connections get the whole blob as well: only the first goes on.
+    fn one_stream(&mut self, reader: Handle, now: Instant) {
+        if self.origin.one_stream {
+            return;
+        }
+        self.origin.one_stream = true;
+        for lease in self.release(|_| true) {
+            self.tell(lease.reader, Event::Revoke(lease.run));
+        }
+        self.lease(reader, 0..self.layout.count(), now);
+    }
+
+    pub(super) fn release_all(&mut self, reader: Handle) {
+        self.release(|lease| lease.reader == reader);
+        self.origin.refused.remove(&reader);
+    }
+
+    fn release(&mut self, which: impl Fn(&Lease) -> bool) -> Vec<Lease> {
+        let released: Vec<Lease> = self.origin.leases.extract_if(.., |lease| which(lease)).collect();
+        for lease in &released {
+            for index in lease.run.clone() {
+                self.pieces[index as usize].leased = false;
+            }
+        }
+        released
+    }
+
+    /// Leases that are done end; one that stalls ends if somebody else can take it.
+    pub(super) fn end_leases(&mut self, now: Instant) {
+        if self.origin.failed_at.is_some_and(|at| now.duration_since(at) > FAILED_KEPT) {
+            self.origin.failed_at = None;
+            self.origin.failures = 0;
+            self.origin.refused.clear();
+        }
+        let mut done = BTreeSet::new();
+        for lease in &self.origin.leases {
+            if remaining(&self.pieces, &lease.run) == 0 {
+                done.insert(lease.run.start);
+            }
+        }
+        self.release(|lease| done.contains(&lease.run.start));
+        let busy: BTreeSet<Handle> = self.origin.leases.iter().map(|lease| lease.reader).collect();
+        let mut idle: Vec<Handle> =
+            self.members.keys().copied().filter(|h| !busy.contains(h) && self.may_read(*h)).collect();
+        let stalled = |lease: &Lease| now.duration_since(lease.progress_at) > STALL_MAX;
+        while let Some(lease) = self.origin.leases.iter().find(|lease| stalled(lease)) {
+            let (reader, run) = (lease.reader, lease.run.clone());
+            let Some(heir) = idle.pop() else { break };
+            self.release(|lease| lease.run == run);
+            self.puller(reader).last_stall = Some(now);
+            self.tell(reader, Event::Revoke(run.clone()));
+            for part in self.free_runs(&run) {
+                self.lease(heir, part, now);
+            }
+        }
+    }
+
+    /// Gives free runs to readers while there are both.
+    pub(super) fn grant(&mut self, now: Instant) {
+        let quiet = self.origin.quiet_until.is_some_and(|until| now < until);
+        if quiet || self.origin.failed_at.is_some() {
+            return;
+        }
+        let readers_max = if self.origin.one_stream { 1 } else { READERS_MAX };
+        let able = self.members.keys().filter(|handle| self.may_read(**handle)).count();
+        while let Some(reader) = self.next_reader(readers_max, able, now) {
+            let Some(run) = self.next_run(able) else { break };
+            self.lease(reader, run, now);
+        }
+    }
+
+    /// The reader that may have one more lease and has read least.
+    fn next_reader(&self, readers_max: usize, able: usize, now: Instant) -> Option<Handle> {
+        // A lease whose last piece is coming makes room already: the next request goes out before it ends.
+        let counts = |lease: &&Lease| lease.run.len() == 1 || remaining(&self.pieces, &lease.run) > 1;
+        let busy: Vec<Handle> = self.origin.leases.iter().filter(counts).map(|l| l.reader).collect();
+        if busy.len() >= readers_max {
+            return None;
+        }
+        let each_max = readers_max.div_ceil(able.max(1));
+        let leases_of = |handle: Handle| busy.iter().filter(|reader| **reader == handle).count();
+        let stalled = |p: &Puller| p.last_stall.is_some_and(|at| now.duration_since(at) < STALL_KEPT);
+        self.members
+            .iter()
+            .filter(|(handle, _)| self.may_read(**handle) && leases_of(**handle) < each_max)
+            .min_by_key(|(handle, puller)| {
+                let all = self.origin.leases.iter().filter(|lease| lease.reader == **handle).count();
+                (stalled(puller), all, puller.read, **handle)
+            })
+            .map(|(&handle, _)| handle)
+    }
+
+    fn next_run(&self, able: usize) -> Option<Run> {
+        let count = self.layout.count();
+        let start = (0..count).find(|&index| self.is_free(index))?;
+        let readers = u32::try_from(able.clamp(1, READERS_MAX)).expect("clamped");
+        let len_max = match self.origin.one_stream {
+            true => count,
+            false => (count / (readers * LEASES_EACH)).clamp(1, RUN_LEN_MAX),
+        };
+        let end = (start..count.min(start + len_max)).take_while(|&index| self.is_free(index)).last()? + 1;
+        Some(start..end)
+    }
+
+    fn lease(&mut self, reader: Handle, run: Run, now: Instant) {
+        for index in run.clone() {
+            self.pieces[index as usize].leased = true;
+        }
+        self.origin.leases.push(Lease { run: run.clone(), reader, progress_at: now });
+        self.tell(reader, Event::Lease(run));
+    }
+
+    fn free_runs(&self, within: &Run) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for index in within.clone().filter(|&index| self.is_free(index)) {
+            match runs.last_mut() {
+                Some(run) if run.end == index => run.end += 1,
+                _ => runs.push(index..index + 1),
+            }
+        }
+        runs
+    }
+
+    fn is_free(&self, index: u32) -> bool {
+        let Piece { holders, leased, .. } = &self.pieces[index as usize];
+        *holders == 0 && !leased
+    }
+
+    pub(super) fn may_read(&self, handle: Handle) -> bool {
+        self.origin.refused.len() < REFUSALS_MAX
+            && !self.origin.refused.contains(&handle)
+            && self.members.get(&handle).is_some_and(|puller| {
+                puller.reads_origin
+                    && !puller.whole
+                    && !puller.passive
+                    && puller.to_announce == 0
+                    && !self.discredited.contains(&puller.member.name)
+            })
+    }
+
+    /// Pieces are missing, nobody reads and nobody can: the pullers are told.
+    pub(super) fn give_up_if_stuck(&mut self, now: Instant) {
+        let missing = self.pieces.iter().any(|piece| piece.holders == 0);
+        let coming = !self.origin.leases.is_empty() || self.members.values().any(|p| p.to_announce > 0);
+        let hope = self.origin.failures < FAILURES_MAX && self.members.keys().any(|h| self.may_read(*h));
+        if !missing || coming || (hope && self.origin.failed_at.is_none()) {
+            return;
+        }
+        let reason = self.origin.reason.clone().unwrap_or_else(|| "no_origin".to_owned());
+        let fresh = self.origin.failed_at.is_none();
+        self.origin.failed_at.get_or_insert(now);
+        for handle in self.members.iter().filter(|(_, p)| !p.whole).map(|(&h, _)| h).collect::<Vec<_>>() {
+            let told = &mut self.puller(handle).told_failed;
+            if fresh || !*told {
+                *told = true;
+                self.tell(handle, Event::OriginFailed { reason: reason.clone() });
+            }
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! The tracker of one digest: events in, decisions out, time given.
+//!
+//! ```text
+//!   join / report / leave / answered / tick ──▶ Swarm ──▶ take_events(): (member, event)…
+//! ```
+//! Each piece is in one of three states, read off what is known of it:
+//! *free* (nobody holds it, nobody reads it), *leased* (one reader fetches it from the origin), *held* (by one
+//! member or more, under the statement of whoever vouched for it first). A member that leaves, or is
+//! discredited, no longer holds; a piece without a holder is free again and its statement forgotten.
+//!
+//! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
+//! a discredited member neither holds, nor reads, nor vouches.
+
+mod audit;
+mod leases;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use self::{audit::Audit, leases::Origin};
+use super::message::{Event, Handle, Held, Join, Name, Report, Run};
+use crate::{
+    mesh::Member,
+    piece::{PieceLayout, PieceSet, Statement},
+};
+
+/// How long the members asked at a swarm's start may take to answer before leases are given without them: a
+/// hundred answers take a few milliseconds; this bounds what a dead one costs a cold pull.
+pub const POLL_MAX: Duration = Duration::from_millis(200);
+/// A puller says something once a second; three missed and it is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How long a swarm without an unfinished puller is kept for the next one: a rollout's waves come closer.
+const LINGER: Duration = Duration::from_secs(120);
+/// Full piece maps for everybody cost members x members x pieces; beyond this they need neighbour sets.
+pub const MEMBERS_MAX: usize = 1024;
+/// Reports of different members that discredit one: two, so that one liar cannot do it in a crowd.
+const REFUSERS: usize = 2;
+
+/// Why a join is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum JoinError {
+    #[error("the blob has {known} bytes in this swarm and {claimed} in the join")]
+    Length { known: u64, claimed: u64 },
+    #[error("the swarm has its {MEMBERS_MAX} members")]
+    Full,
+    #[error("`{0}` served wrong bytes and is not taken back into this swarm")]
+    Discredited(Name),
+}
+
+/// What a member answered to the question at the swarm's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nothing,
+    Whole,
+    /// It will join.
+    Pulling,
+}
+
+/// The swarm of one digest, as its tracker knows it.
+pub struct Swarm {
+    layout: PieceLayout,
+    pieces: Vec<Piece>,
+    members: BTreeMap<Handle, Puller>,
+    next_handle: Handle,
+    /// Members that were asked and have neither answered nor announced all that they hold.
+    polled: BTreeSet<Name>,
+    poll_until: Instant,
+    origin: Origin,
+    audit: Audit,
+    discredited: BTreeSet<Name>,
+    unfinished_at: Instant,
+    events: Vec<(Handle, Event)>,
+}
+
+#[derive(Clone, Default)]
+struct Piece {
+    stated: Option<(Statement, Name)>,
+    holders: u32,
+    leased: bool,
+}
+
+struct Puller {
+    member: Member,
+    have: PieceSet,
+    whole: bool,
+    /// Found by asking: it has no stream.
+    passive: bool,
+    /// Announcements still to come before it takes part in leases.
+    to_announce: u32,
+    reads_origin: bool,
+    /// Pieces that it has read from the origin: the next lease goes to whoever read least.
+    read: u32,
+    last_stall: Option<Instant>,
+    unclosed: bool,
+    told_failed: bool,
+    refused_by: BTreeSet<Handle>,
+    heard_at: Instant,
+}
+
+impl Swarm {
+    /// A new swarm. The shell asks the members in `polled` what they hold.
+    #[must_use]
+    pub fn new(blob_len: u64, polled: impl IntoIterator<Item = Name>, now: Instant) -> Self {
+        let layout = PieceLayout::of(blob_len);
+        Self {
+            layout,
+            pieces: vec![Piece::default(); layout.count() as usize],
+            members: BTreeMap::new(),
+            next_handle: 1,
+            polled: polled.into_iter().collect(),
+            poll_until: now + POLL_MAX,
+            origin: Origin::default(),
+            audit: Audit::default(),
+            discredited: BTreeSet::new(),
+            unfinished_at: now,
+            events: Vec::new(),
+        }
+    }
+
+    /// What there is to tell, in order.
+    pub fn take_events(&mut self) -> Vec<(Handle, Event)> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Whether the member is still in the swarm.
+    #[must_use]
+    pub fn has(&self, handle: Handle) -> bool {
+        self.members.contains_key(&handle)
+    }
+
+    /// Whether it can be forgotten.
+    #[must_use]
+    pub fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.unfinished_at) > LINGER
+    }
+
+    /// A puller comes.
+    ///
+    /// # Errors
+    /// It means another length, the swarm is full, or it was discredited here.
+    pub fn join(&mut self, join: &Join, now: Instant) -> Result<Handle, JoinError> {
+        let known = self.layout.blob_len();
+        if join.blob_len != known {
+            return Err(JoinError::Length { known, claimed: join.blob_len });
+        }
+        if self.discredited.contains(&join.from.name) {
+            return Err(JoinError::Discredited(join.from.name.clone()));
+        }
+        // One place for each name: a stream opened again, or a member that was found by asking.
+        if let Some(old) = self.handle_of(&join.from.name) {
+            self.remove(old);
+        }
+        if self.members.len() >= MEMBERS_MAX {
+            return Err(JoinError::Full);
+        }
+        let handle = self.add(join.from.clone(), now);
+        let puller = self.members.get_mut(&handle).expect("just added");
+        puller.passive = false;
+        puller.reads_origin = join.reads_origin;
+        puller.to_announce = join.held;
+        self.welcome(handle);
+        if join.whole {
+            self.whole(handle);
+        }
+        self.origin.joined(join.reads_origin);
+        for run in &join.reading {
+            self.resume_lease(handle, run, now);
+        }
+        self.settle(now);
+        Ok(handle)
+    }
+
+    /// A puller says something; a handle that has left is ignored.
+    pub fn report(&mut self, handle: Handle, report: Report, now: Instant) {
+        self.heard(handle, now);
+        let known = self.members.get(&handle);
+        if known.is_none_or(|puller| self.discredited.contains(&puller.member.name)) {
+            return;
+        }
+        match report {
+            Report::Held(held) => self.held(handle, held, now),
+            Report::Reading { start } => self.progress(handle, start, now),
+            Report::Returned { run, failure, reason } => self.returned(handle, &run, (failure, reason), now),
+            Report::Unclosed => self.puller(handle).unclosed = true,
+            Report::Verdict(verdict) => self.verdict(handle, verdict),
+            Report::Whole => self.whole(handle),
+            Report::Lost { index } => self.lost(handle, index),
+            Report::Refused { handle: other } => self.refused(handle, other),
+        }
+        self.settle(now);
+    }
+
+    /// Anything came on the member's stream, if only a beat.
+    pub fn heard(&mut self, handle: Handle, now: Instant) {
+        if let Some(puller) = self.members.get_mut(&handle) {
+            puller.heard_at = now;
+        }
+    }
+
+    /// It has nothing to say: whatever it had to announce has come.
+    pub fn beat(&mut self, handle: Handle, now: Instant) {
+        self.heard(handle, now);
+        if let Some(puller) = self.members.get_mut(&handle) {
+            puller.to_announce = 0;
+            let name = puller.member.name.clone();
+            self.polled.remove(&name);
+        }
+        self.settle(now);
+    }
+
+    /// The stream ended, or the mesh lost the member.
+    pub fn leave(&mut self, handle: Handle, now: Instant) {
+        self.remove(handle);
+        self.settle(now);
+    }
+
+    /// The mesh lost members: those found by asking go with it, the others with their streams.
+    pub fn unreachable(&mut self, is_live: impl Fn(&str) -> bool, now: Instant) {
+        let gone = self.members.iter().filter(|(_, p)| p.passive && !is_live(&p.member.name));
+        for handle in gone.map(|(&handle, _)| handle).collect::<Vec<_>>() {
+            self.remove(handle);
+        }
+        self.settle(now);
+    }
+
+    /// A member answered the question at the start.
+    pub fn answered(&mut self, member: &Member, answer: Answer, now: Instant) {
+        match answer {
+            Answer::Pulling => return,
+            Answer::Nothing => {}
+            Answer::Whole => {
+                let is_new = self.handle_of(&member.name).is_none();
+                if is_new && !self.discredited.contains(&member.name) && self.members.len() < MEMBERS_MAX {
+                    let handle = self.add(member.clone(), now);
+                    self.tell_others(handle, &Event::Joined { handle, member: member.clone() });
+                    self.whole(handle);
+                }
+            }
+        }
+        self.polled.remove(&member.name);
+        self.settle(now);
+    }
+
+    /// Time passed: call it about ten times a second.
+    pub fn tick(&mut self, now: Instant) {
+        let silent = |p: &Puller| !p.passive && now.duration_since(p.heard_at) > SILENCE_MAX;
+        let gone: Vec<Handle> = self.members.iter().filter(|(_, p)| silent(p)).map(|(&h, _)| h).collect();
+        for handle in gone {
+            self.remove(handle);
+        }
+        self.settle(now);
+    }
+
+    /// Draws the consequences of whatever just changed.
+    fn settle(&mut self, now: Instant) {
+        if now >= self.poll_until {
+            self.polled.clear();
+        }
+        if self.members.values().any(|puller| !puller.whole) {
+            self.unfinished_at = now;
+        }
+        self.end_leases(now);
+        if self.polled.is_empty() {
+            self.grant(now);
+            self.seek_auditor(now);
+            self.give_up_if_stuck(now);
+        }
+    }
+
+    fn handle_of(&self, name: &str) -> Option<Handle> {
+        self.members.iter().find(|(_, puller)| puller.member.name == name).map(|(&handle, _)| handle)
+    }
+
+    fn puller(&mut self, handle: Handle) -> &mut Puller {
+        self.members.get_mut(&handle).expect("callers have looked the handle up")
+    }
+
+    fn add(&mut self, member: Member, now: Instant) -> Handle {
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        let puller = Puller {
+            member,
+            have: PieceSet::empty(self.layout.count()),
+            whole: false,
+            passive: true,
+            to_announce: 0,
+            reads_origin: false,
+            read: 0,
+            last_stall: None,
+            unclosed: false,
+            told_failed: false,
+            refused_by: BTreeSet::new(),
+            heard_at: now,
+        };
+        self.members.insert(handle, puller);
+        handle
+    }
+
+    /// Tells a newcomer all, and all of the newcomer.
+    fn welcome(&mut self, newcomer: Handle) {
+        let member = self.puller(newcomer).member.clone();
+        self.tell_others(newcomer, &Event::Joined { handle: newcomer, member });
+        let mut all = Vec::new();
+        for (&handle, puller) in self.members.iter().filter(|(handle, _)| **handle != newcomer) {
+            all.push(Event::Joined { handle, member: puller.member.clone() });
+            if puller.whole {
+                all.push(Event::Whole { handle });
+            } else if !puller.have.is_empty() {
+                all.push(Event::Arrived { handle, pieces: puller.have.iter().collect() });
+            }
+        }
+        for (index, piece) in (0..).zip(&self.pieces) {
+            if let Some((statement, voucher)) = &piece.stated {
+                all.push(Event::Stated(Held { index, statement: *statement, voucher: voucher.clone() }));
+            }
+        }
+        self.events.extend(all.into_iter().map(|event| (newcomer, event)));
+    }
+
+    fn tell(&mut self, handle: Handle, event: Event) {
+        if self.members.get(&handle).is_some_and(|puller| !puller.passive) {
+            self.events.push((handle, event));
+        }
+    }
+
+    fn tell_others(&mut self, but: Handle, event: &Event) {
+        // A whole member has nothing left to learn.
+        let others = self.members.iter().filter(|(h, p)| **h != but && !p.passive && !p.whole);
+        self.events.extend(others.map(|(&handle, _)| (handle, event.clone())));
+    }
+
+    fn remove(&mut self, handle: Handle) {
+        let Some(puller) = self.members.remove(&handle) else { return };
+        self.polled.remove(&puller.member.name);
+        self.release_all(handle);
+        if !self.discredited.contains(&puller.member.name) {
+            for index in puller.have.iter() {
+                self.less_one_holder(index);
+            }
+        }
+        self.audit.left(handle);
+        self.tell_others(handle, &Event::Gone { handle });
+    }
+
+    fn less_one_holder(&mut self, index: u32) {
+        let piece = &mut self.pieces[index as usize];
+        piece.holders -= 1;
+        if piece.holders == 0 {
+            piece.stated = None;
+        }
+    }
+
+    fn held(&mut self, handle: Handle, held: Held, now: Instant) {
+        let puller = self.puller(handle);
+        puller.to_announce = puller.to_announce.saturating_sub(1);
+        if puller.to_announce == 0 {
+            let name = puller.member.name.clone();
+            self.polled.remove(&name);
+        }
+        let name = self.puller(handle).member.name.clone();
+        if self.discredited.contains(&held.voucher) || self.discredited.contains(&name) {
+            return;
+        }
+        let index = held.index;
+        let piece = &mut self.pieces[index as usize];
+        match &piece.stated {
+            // The first statement stands; whoever holds other bytes is no holder of this piece.
+            Some((statement, _)) if *statement != held.statement => return,
+            Some(_) => {}
+            None => {
+                piece.stated = Some((held.statement, held.voucher.clone()));
+                self.tell_others(handle, &Event::Stated(held.clone()));
+            }
+        }
+        let puller = self.puller(handle);
+        if puller.have.insert(index) {
+            puller.read += u32::from(held.voucher == name);
+            self.pieces[index as usize].holders += 1;
+            self.tell_others(handle, &Event::Arrived { handle, pieces: vec![index] });
+        }
+        self.progress(handle, index, now);
+    }
+
+    fn whole(&mut self, handle: Handle) {
+        let count = self.layout.count();
+        let puller = self.puller(handle);
+        if puller.whole || self.discredited.contains(&self.members[&handle].member.name) {
+            return;
+        }
+        let puller = self.puller(handle);
+        puller.whole = true;
+        puller.unclosed = false;
+        puller.to_announce = 0;
+        let missing: Vec<u32> = puller.have.missing().collect();
+        puller.have = PieceSet::full(count);
+        let name = puller.member.name.clone();
+        self.polled.remove(&name);
+        for index in missing {
+            self.pieces[index as usize].holders += 1;
+        }
+        self.tell_others(handle, &Event::Whole { handle });
+    }
+
+    fn lost(&mut self, handle: Handle, index: u32) {
+        let puller = self.puller(handle);
+        puller.whole = false;
+        if puller.have.remove(index) {
+            self.less_one_holder(index);
+            self.tell_others(handle, &Event::PieceLost { handle, index });
+        }
+    }
+
+    /// `by` got wrong bytes or none from `handle`, three times.
+    fn refused(&mut self, by: Handle, handle: Handle) {
+        let Some(puller) = self.members.get_mut(&handle) else { return };
+        puller.refused_by.insert(by);
+        let refusers = puller.refused_by.len();
+        let unfinished = self.members.iter().filter(|(h, p)| **h != handle && !p.whole).count();
+        if refusers >= REFUSERS.min(unfinished) {
+            self.discredit(handle);
+        }
+    }
+
+    /// The member neither holds nor reads any more. What it vouched for and others hold stays, unless the
+    /// origin convicted it.
+    fn discredit(&mut self, handle: Handle) {
+        let puller = &self.members[&handle];
+        let name = puller.member.name.clone();
+        if !self.discredited.insert(name.clone()) {
+            return;
+        }
+        tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
+        let have: Vec<u32> = puller.have.iter().collect();
+        self.release_all(handle);
+        for index in have {
+            self.less_one_holder(index);
+        }
+        self.puller(handle).whole = false;
+        self.tell_others(handle, &Event::Gone { handle });
+    }
+
+    /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.
+    fn drop_vouched(&mut self, voucher: &Name) {
+        for index in 0..self.layout.count() {
+            let stated = &self.pieces[index as usize].stated;
+            if stated.as_ref().is_none_or(|(_, by)| by != voucher) {
+                continue;
+            }
+            self.pieces[index as usize].stated = None;
+            for puller in self.members.values_mut().filter(|puller| !puller.whole) {
+                let counted = !self.discredited.contains(&puller.member.name);
+                if puller.have.remove(index) && counted {
+                    self.pieces[index as usize].holders -= 1;
+                }
+            }
+        }
+        for puller in self.members.values_mut() {
+            puller.unclosed = false;
+        }
+        self.tell_others(0, &Event::Dropped { voucher: voucher.clone() });
+    }
+}
+
+/// For `leases`: the part of `run` that is in `pieces` and has no holder.
+fn remaining(pieces: &[Piece], run: &Run) -> u32 {
+    let missing = run.clone().filter(|&index| pieces[index as usize].holders == 0).count();
+    u32::try_from(missing).expect("a run is no longer than the blob")
+}
+
+#[cfg(test)]
+mod tests;

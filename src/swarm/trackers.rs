@@ -1,0 +1,224 @@
+//! The swarms that this node tracks: the shell around [`Swarm`].
+//!
+//! ```text
+//!   this node's pulls ──┐                         ┌── outbox ──▶ pull, or the stream of a peer
+//!                       ├──▶ join ─▶ Seat ─▶ Swarm┤
+//!   Swarm.Join (door) ──┘                         └── outbox ──▶ …
+//! ```
+//! One lock holds all swarms, for the time of a decision. An outbox that is full belongs to somebody who does
+//! not listen: it is closed, and its member has left. One task keeps the time.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    message::{Event, Handle, Join, Report},
+    tracker::{Answer, JoinError, POLL_MAX, Swarm},
+};
+use crate::{
+    mesh::{Member, Mesh},
+    oci::Digest,
+    store::Store,
+    wire::mesh::{self as wire, swarm_client::SwarmClient},
+};
+
+/// Swarms at a time: a node tracks its share of what the cluster pulls in two minutes; 4096 are 400 images.
+const SWARMS_MAX: usize = 4096;
+/// Batches that a member may leave unread: at one a piece, seconds of a crowd at full speed.
+const OUTBOX_MAX: usize = 512;
+/// Members asked at a swarm's start: one small request each, all at once. Larger meshes ask those first in the
+/// digest's rank, and what the others hold is found only when they pull.
+const POLLED_MAX: usize = 128;
+const TICK: Duration = Duration::from_millis(100);
+/// A beat a second tells pullers that their tracker lives.
+const TICKS_PER_BEAT: u32 = 10;
+
+/// Why a pull cannot be tracked here.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    #[error("this member tracks {SWARMS_MAX} swarms already")]
+    Full,
+    #[error("the join is refused")]
+    Join(#[from] JoinError),
+}
+
+/// The trackers of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Trackers(Arc<Inner>);
+
+struct Inner {
+    mesh: Mesh,
+    store: Store,
+    tasks: TaskTracker,
+    swarms: Mutex<HashMap<Digest, Tracked>>,
+}
+
+struct Tracked {
+    swarm: Swarm,
+    outboxes: BTreeMap<Handle, mpsc::Sender<Vec<Event>>>,
+}
+
+/// A member's place in a swarm; dropping it is leaving.
+pub struct Seat {
+    trackers: Trackers,
+    digest: Digest,
+    handle: Handle,
+}
+
+impl Trackers {
+    /// Starts the task that keeps the time; it ends with `stop`.
+    #[must_use]
+    pub fn new(mesh: Mesh, store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let inner = Arc::new(Inner { mesh, store, tasks, swarms: Mutex::default() });
+        inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
+        Self(inner)
+    }
+
+    /// Seats a puller. Events come in batches; an empty batch is a beat; the end is the end of the swarm.
+    ///
+    /// # Errors
+    /// There are too many swarms or members, or the join contradicts the swarm.
+    pub fn join(&self, join: &Join) -> Result<(Seat, mpsc::Receiver<Vec<Event>>), TrackError> {
+        let now = Instant::now();
+        let mut swarms = self.0.swarms.lock();
+        let has_room = swarms.len() < SWARMS_MAX;
+        let tracked = match swarms.entry(join.digest.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(_) if !has_room => return Err(TrackError::Full),
+            Entry::Vacant(entry) => {
+                let polled = self.poll(join);
+                let names = polled.into_iter().map(|member| member.name);
+                let swarm = Swarm::new(join.blob_len, names, now);
+                entry.insert(Tracked { swarm, outboxes: BTreeMap::new() })
+            }
+        };
+        let handle = tracked.swarm.join(join, now)?;
+        let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
+        tracked.outboxes.insert(handle, outbox);
+        tracked.deliver(now);
+        Ok((Seat { trackers: self.clone(), digest: join.digest.clone(), handle }, inbox))
+    }
+
+    /// Asks the members what they hold of the blob that `join` begins to track; who was asked.
+    fn poll(&self, join: &Join) -> Vec<Member> {
+        let mut members = self.0.mesh.rank(&join.digest);
+        members.retain(|member| member.name != join.from.name);
+        members.truncate(POLLED_MAX);
+        for member in members.clone() {
+            let (trackers, digest) = (self.clone(), join.digest.clone());
+            self.0.tasks.spawn(async move {
+                let asked = tokio::time::timeout(POLL_MAX, trackers.ask(&member, &digest)).await;
+                let answer = asked.unwrap_or(Answer::Nothing);
+                trackers.with(&digest, |swarm, now| swarm.answered(&member, answer, now));
+            });
+        }
+        members
+    }
+
+    async fn ask(&self, member: &Member, digest: &Digest) -> Answer {
+        if member.name == self.0.mesh.me().name {
+            return if self.0.store.get(digest).is_some() { Answer::Whole } else { Answer::Nothing };
+        }
+        let Ok(channel) = self.0.mesh.control(member).await else { return Answer::Nothing };
+        let request = wire::HoldsRequest { digest: digest.to_string() };
+        match SwarmClient::new(channel).holds(request).await.map(|response| response.get_ref().answer()) {
+            Ok(wire::holds_response::Answer::Whole) => Answer::Whole,
+            Ok(wire::holds_response::Answer::Pulling) => Answer::Pulling,
+            Ok(wire::holds_response::Answer::Nothing) | Err(_) => Answer::Nothing,
+        }
+    }
+
+    fn with(&self, digest: &Digest, change: impl FnOnce(&mut Swarm, Instant)) {
+        let now = Instant::now();
+        if let Some(tracked) = self.0.swarms.lock().get_mut(digest) {
+            change(&mut tracked.swarm, now);
+            tracked.deliver(now);
+        }
+    }
+}
+
+impl Seat {
+    /// Says something; no reports at all are a beat.
+    pub fn report(&self, reports: Vec<Report>) {
+        self.trackers.with(&self.digest, |swarm, now| {
+            if reports.is_empty() {
+                swarm.beat(self.handle, now);
+            }
+            for report in reports {
+                swarm.report(self.handle, report, now);
+            }
+        });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.trackers.with(&self.digest, |swarm, now| swarm.leave(self.handle, now));
+    }
+}
+
+impl Tracked {
+    fn deliver(&mut self, now: Instant) {
+        // Somebody who does not listen leaves, which is news for the others.
+        while let Err(deaf) = self.try_deliver() {
+            for handle in deaf {
+                self.outboxes.remove(&handle);
+                self.swarm.leave(handle, now);
+            }
+        }
+        self.outboxes.retain(|handle, _| self.swarm.has(*handle));
+    }
+
+    fn try_deliver(&mut self) -> Result<(), Vec<Handle>> {
+        let mut batches: BTreeMap<Handle, Vec<Event>> = BTreeMap::new();
+        for (handle, event) in self.swarm.take_events() {
+            batches.entry(handle).or_default().push(event);
+        }
+        let deaf: Vec<Handle> = batches
+            .into_iter()
+            .filter_map(|(handle, batch)| {
+                let sent = self.outboxes.get(&handle).map(|outbox| outbox.try_send(batch));
+                matches!(sent, Some(Err(_))).then_some(handle)
+            })
+            .collect();
+        if deaf.is_empty() { Ok(()) } else { Err(deaf) }
+    }
+
+    /// A full outbox has a beat's worth of news in it already.
+    fn beat(&self) {
+        for outbox in self.outboxes.values() {
+            let _full = outbox.try_send(Vec::new());
+        }
+    }
+}
+
+async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for tick in (0..TICKS_PER_BEAT).cycle() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let live: Vec<String> = inner.mesh.members().into_iter().map(|member| member.name).collect();
+        let now = Instant::now();
+        let mut swarms = inner.swarms.lock();
+        swarms.retain(|_, tracked| !tracked.swarm.is_over(now));
+        for tracked in swarms.values_mut() {
+            tracked.swarm.unreachable(|name| live.iter().any(|live| live == name), now);
+            tracked.swarm.tick(now);
+            tracked.deliver(now);
+            if tick == 0 {
+                tracked.beat();
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Against a real containerd: what the content store, leases, holds and the catalog really do.
+//!
+//! Each test starts a containerd of its own in a temporary directory: `containerd` and `ctr` from the PATH, or from the
+//! directory that FLOTILLA_TEST_CONTAINERD names.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, which say what they skip")]
+
+mod catalog;
+mod content;
+mod daemon;
+mod holder;
+mod holds;
+mod image;
