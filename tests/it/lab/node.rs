@@ -45,7 +45,7 @@ impl NodePlan {
             .path("containerd", "snapshot_root", &snapshot_root(dir))
             .text("mesh", "listen", &format!("{address}:{MESH_PORT}"))
             .text("mesh", "advertise", &format!("{address}:{MESH_PORT}"))
-            .path("registry", "hosts_dir", hosts_dir)
+            .list("registry", "hosts_dir", &[hosts_dir.display().to_string()])
             .text("admin", "listen", "127.0.0.1:0");
         settings
     }
