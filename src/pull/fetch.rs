@@ -152,7 +152,12 @@ impl Hands {
         }
     }
 
-    async fn body(&self, mut body: Incoming, len_max: usize, mut slow: Option<News>) -> Result<Bytes, NoBody> {
+    async fn body(
+        &self,
+        mut body: Incoming,
+        len_max: usize,
+        mut slow: Option<News>,
+    ) -> Result<Bytes, NoBody> {
         let mut bytes = BytesMut::with_capacity(len_max);
         loop {
             let frame = match tokio::time::timeout(SLOW_AFTER, body.frame()).await {

@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, metrics, proof, read::chain_of,
-    session::Session, track::Line,
+    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, metrics, proof,
+    read::chain_of, session::Session, track::Line,
 };
 use crate::{
     mesh::Member,
@@ -26,18 +26,45 @@ const NEWS_MAX: usize = 256;
 /// Something happened.
 pub(super) enum News {
     LineOpen(Box<Line>),
-    LineLost { number: u64, tracker: String },
-    Told { number: u64, events: Vec<Event> },
+    LineLost {
+        number: u64,
+        tracker: String,
+    },
+    Told {
+        number: u64,
+        events: Vec<Event>,
+    },
     /// A member that begins to track this digest asked for us.
     CalledBy(String),
-    Fetched { peer: String, index: u32, outcome: Fetched, len: usize },
-    Slow { peer: String, index: u32 },
-    Chain { sponsor: String, chain: Option<Arc<Chain>>, unfit: Option<Vec<u32>> },
-    ChainFailed { sponsor: Member },
-    Read { index: u32, statement: Statement, len: usize },
+    Fetched {
+        peer: String,
+        index: u32,
+        outcome: Fetched,
+        len: usize,
+    },
+    Slow {
+        peer: String,
+        index: u32,
+    },
+    Chain {
+        sponsor: String,
+        chain: Option<Arc<Chain>>,
+        unfit: Option<Vec<u32>>,
+    },
+    ChainFailed {
+        sponsor: Member,
+    },
+    Read {
+        index: u32,
+        statement: Statement,
+        len: usize,
+    },
     ReadWrong,
     Reading(u32),
-    ReadEnded { run: Run, failure: Option<(Failure, String)> },
+    ReadEnded {
+        run: Run,
+        failure: Option<(Failure, String)>,
+    },
     Origin(Arc<OriginError>),
     Audited(Option<Verdict>),
     Banned(String),

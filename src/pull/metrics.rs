@@ -38,7 +38,11 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("flotilla_bytes", "Bytes of blobs by where they came from", metrics.bytes.clone());
-        registry.register("flotilla_pieces_verified", "Pieces that passed their check", metrics.verified.clone());
+        registry.register(
+            "flotilla_pieces_verified",
+            "Pieces that passed their check",
+            metrics.verified.clone(),
+        );
         registry.register(
             "flotilla_pieces_refused",
             "Pieces that failed their check, by who sent or vouched for them",

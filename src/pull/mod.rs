@@ -31,8 +31,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{arrival::PieceReader, metrics::Metrics};
 use self::flight::Flight;
+pub use self::{arrival::PieceReader, metrics::Metrics};
 use crate::{
     mesh::{Member, Mesh},
     oci::{Digest, Repository},

@@ -146,7 +146,9 @@ impl Hands {
             // An origin without ranges sends what stands before the piece as well.
             let skip = range.start.saturating_sub(position).min(bytes.len() as u64);
             let end = (range.end.saturating_sub(position)).min(bytes.len() as u64);
-            hasher.update(&bytes[usize::try_from(skip).expect("in the buffer")..usize::try_from(end).expect("same")]);
+            hasher.update(
+                &bytes[usize::try_from(skip).expect("in the buffer")..usize::try_from(end).expect("same")],
+            );
             position += bytes.len() as u64;
             if position >= range.end {
                 break;

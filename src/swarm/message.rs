@@ -53,7 +53,9 @@ pub struct Held {
 pub enum Failure {
     /// This reader need not try again.
     Final,
-    Later { retry_after: Duration },
+    Later {
+        retry_after: Duration,
+    },
     /// The origin sends the whole blob whatever range is asked for.
     NoRanges,
 }
@@ -63,7 +65,10 @@ pub enum Failure {
 pub enum Verdict {
     /// Everything is as stated: the origin itself serves other bytes than the digest names.
     Clean,
-    Differs { index: u32, statement: Statement },
+    Differs {
+        index: u32,
+        statement: Statement,
+    },
 }
 
 /// From a puller to the tracker, after its [`Join`].
@@ -317,9 +322,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Audit(_) => Event::Audit,
         Wire::Dropped(voucher) => Event::Dropped { voucher: name(voucher)? },
         Wire::OriginFailed(failed) => Event::OriginFailed { reason: reason(failed.reason)? },
-        Wire::Lost(lost) => {
-            Event::PieceLost { handle: lost.handle, index: index_below(count, lost.index)? }
-        }
+        Wire::Lost(lost) => Event::PieceLost { handle: lost.handle, index: index_below(count, lost.index)? },
     })
 }
 
@@ -357,16 +360,12 @@ fn event_to_wire(event: &Event) -> wire::Event {
             Wire::Arrived(wire::Arrived { handle: *handle, pieces: pieces.clone() })
         }
         Event::Whole { handle } => Wire::Whole(*handle),
-        Event::PieceLost { handle, index } => {
-            Wire::Lost(wire::PieceLost { handle: *handle, index: *index })
-        }
+        Event::PieceLost { handle, index } => Wire::Lost(wire::PieceLost { handle: *handle, index: *index }),
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
         Event::Audit => Wire::Audit(wire::Audit {}),
         Event::Dropped { voucher } => Wire::Dropped(voucher.clone()),
-        Event::OriginFailed { reason } => {
-            Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() })
-        }
+        Event::OriginFailed { reason } => Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() }),
     };
     wire::Event { event: Some(event) }
 }

@@ -59,8 +59,12 @@ struct Door {
 
 /// Serves other members until `stop`.
 pub async fn serve(listener: TcpListener, parts: Parts, stop: CancellationToken, tasks: TaskTracker) {
-    let door =
-        Door { parts, slots: Arc::new(Semaphore::new(pieces::SLOTS)), tasks: tasks.clone(), stop: stop.clone() };
+    let door = Door {
+        parts,
+        slots: Arc::new(Semaphore::new(pieces::SLOTS)),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    };
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {

@@ -104,7 +104,8 @@ struct Crowd {
 impl Crowd {
     /// `count` nodes that know each other, and a registry with a blob of `len` bytes.
     async fn new(count: usize, len: usize, ranges: bool) -> Self {
-        let logs = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let logs =
+            tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _set_by_another_test = logs.with_test_writer().try_init();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let blob: Bytes = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
@@ -121,8 +122,10 @@ impl Crowd {
         for _ in 0..count {
             listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         }
-        let members: Vec<_> =
-            listeners.iter().map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).collect();
+        let members: Vec<_> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap())
+            .collect();
         for (number, listener) in listeners.into_iter().enumerate() {
             crowd.node(ca.identity(&format!("node-{number}")), &host, listener, members.clone());
         }
@@ -255,7 +258,8 @@ async fn an_origin_with_other_bytes_fails_the_pull_and_leaves_nothing() {
     let mut crowd = Crowd::new(1, 3 << 20, true).await;
     crowd.want.digest = Digest::of(Algorithm::Sha256, b"something else");
     let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
-    let error = tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
+    let error =
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
     assert_eq!(error.reason(), "wrong_digest");
     assert!(crowd.nodes[0].store.get(&crowd.want.digest).is_none());
     crowd.down().await;
@@ -266,7 +270,8 @@ async fn a_blob_that_nobody_has_fails_with_its_reason() {
     let mut crowd = Crowd::new(2, 1 << 20, true).await;
     crowd.want.origins.clear();
     let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
-    let error = tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
+    let error =
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").err().expect("it fails");
     assert_eq!(error.reason(), "no_origin");
     crowd.down().await;
 }

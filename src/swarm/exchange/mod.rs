@@ -52,21 +52,41 @@ pub enum Fetched {
 /// What the shell shall do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    Fetch { peer: Member, index: u32, check: Check },
+    Fetch {
+        peer: Member,
+        index: u32,
+        check: Check,
+    },
     /// And check the pieces that are here with it: the answer is [`Exchange::chain_checked`].
-    FetchChain { peer: Member },
+    FetchChain {
+        peer: Member,
+    },
     /// The chain was a lie, or cannot be told from one.
     DropChain,
-    ReadOrigin { run: Run },
-    StopOrigin { run: Run },
+    ReadOrigin {
+        run: Run,
+    },
+    StopOrigin {
+        run: Run,
+    },
     Tell(Report),
     /// The piece is not what it should be: it leaves the store, and readers behind it rewind.
-    Forget { index: u32 },
+    Forget {
+        index: u32,
+    },
     /// Read these from the origin, in this order, until one differs; then judge its voucher.
-    Audit { order: Vec<(u32, Statement, Name)> },
+    Audit {
+        order: Vec<(u32, Statement, Name)>,
+    },
     /// `voucher` stated `wrong` for a piece whose true bytes are known: if it says so itself, ban it.
-    Judge { voucher: Name, index: u32, wrong: Statement },
-    Fail { reason: String },
+    Judge {
+        voucher: Name,
+        index: u32,
+        wrong: Statement,
+    },
+    Fail {
+        reason: String,
+    },
 }
 
 /// Who this pull is.
@@ -93,7 +113,9 @@ enum ChainState {
     Unknown,
     Asked,
     /// `sponsor` is `None` for a blob of one piece, whose chain is its digest.
-    Known { sponsor: Option<Name> },
+    Known {
+        sponsor: Option<Name>,
+    },
 }
 
 struct Request {
