@@ -219,7 +219,7 @@ fn report_from_wire(report: wire::Report, sender: &str, count: u32) -> Result<Re
         }),
         Wire::Reading(start) => Report::Reading { start: index_below(count, start)? },
         Wire::Returned(returned) => Report::Returned {
-            run: run_within(count, returned.run.clone())?,
+            run: run_within(count, returned.run)?,
             failure: match returned.failure() {
                 wire::Failure::Final => Failure::Final,
                 wire::Failure::NoRanges => Failure::NoRanges,
@@ -331,12 +331,11 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
 pub fn events_to_wire(events: &[Event]) -> Vec<wire::TrackerMessage> {
     let mut all = Vec::new();
     for event in events {
-        match event {
-            Event::Arrived { handle, pieces } if pieces.len() > ENTRIES_MAX => {
-                let parts = pieces.chunks(ENTRIES_MAX);
-                all.extend(parts.map(|part| Event::Arrived { handle: *handle, pieces: part.to_vec() }));
-            }
-            other => all.push(other.clone()),
+        if let Event::Arrived { handle, pieces } = event {
+            let parts = pieces.chunks(ENTRIES_MAX);
+            all.extend(parts.map(|part| Event::Arrived { handle: *handle, pieces: part.to_vec() }));
+        } else {
+            all.push(event.clone());
         }
     }
     let message =

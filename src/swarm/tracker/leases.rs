@@ -70,8 +70,8 @@ impl Swarm {
     /// A lease of the tracker before this one goes on.
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
         let free = run.clone().all(|index| self.is_free(index));
-        if free && self.may_read(reader) {
-            self.lease(reader, run.clone(), now);
+        if free {
+            self.take(reader, run.clone(), now);
         } else {
             self.tell(reader, Event::Revoke(run.clone()));
         }
@@ -174,10 +174,12 @@ impl Swarm {
             return;
         }
         let able = self.members.keys().filter(|handle| self.may_read(**handle)).count();
-        let readers_max = match (self.origin.one_stream, able) {
+        // The first of a crowd is not alone for long: a piece has been read by the time that this is known.
+        let alone = able == 1 && self.members.values().any(|puller| puller.read > 0);
+        let readers_max = match (self.origin.one_stream, alone) {
             (true, _) => 1,
-            (false, 1) => RUNS_ALONE,
-            (false, _) => READERS_MAX,
+            (false, true) => RUNS_ALONE,
+            (false, false) => READERS_MAX,
         };
         while let Some(reader) = self.next_reader(readers_max, able, now) {
             let Some(run) = self.next_run(able) else { break };
@@ -219,11 +221,15 @@ impl Swarm {
     }
 
     fn lease(&mut self, reader: Handle, run: Run, now: Instant) {
+        self.take(reader, run.clone(), now);
+        self.tell(reader, Event::Lease(run));
+    }
+
+    fn take(&mut self, reader: Handle, run: Run, now: Instant) {
         for index in run.clone() {
             self.pieces[index as usize].leased = true;
         }
-        self.origin.leases.push(Lease { run: run.clone(), reader, progress_at: now });
-        self.tell(reader, Event::Lease(run));
+        self.origin.leases.push(Lease { run, reader, progress_at: now });
     }
 
     fn free_runs(&self, within: &Run) -> Vec<Run> {
