@@ -482,10 +482,15 @@ impl Sim {
         self.nodes[number].alive && !matches!(self.nodes[number].fault, Fault::Stalls(at) if self.tick >= at)
     }
 
+    /// Connections over which the origin sends something to this node.
+    fn reads_of(&self, number: usize) -> usize {
+        let node = &self.nodes[number];
+        if self.sends(number) { node.reads.len() + usize::from(node.audit.is_some()) } else { 0 }
+    }
+
     fn origin_rate(&self, number: usize) -> f64 {
-        let of = |node: &Node| node.reads.len() + usize::from(node.audit.is_some());
-        let all: usize = self.nodes.iter().map(of).sum();
-        self.origin_link * of(&self.nodes[number]) as f64 / all.max(1) as f64
+        let all: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
+        self.origin_link * self.reads_of(number) as f64 / all.max(1) as f64
     }
 
     fn read_origin(&mut self) {
@@ -498,7 +503,7 @@ impl Sim {
             }
             return;
         }
-        let readers: usize = self.nodes.iter().map(|n| n.reads.len() + usize::from(n.audit.is_some())).sum();
+        let readers: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
         let share = self.origin_link / readers.max(1) as f64;
         for number in 0..self.nodes.len() {
             let node = &mut self.nodes[number];

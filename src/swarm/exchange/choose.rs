@@ -28,7 +28,9 @@ impl Exchange {
     /// Sends out as many requests as make sense now.
     pub(super) fn request(&mut self, now: Instant) {
         let room = (BYTES_MAX / self.layout.piece_len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
-        while self.requests.values().map(Vec::len).sum::<usize>() < usize::try_from(room).expect("small") {
+        // A request that does not move takes no link.
+        let moving = |requests: &Vec<Request>| requests.iter().filter(|request| !request.slow).count();
+        while self.requests.values().map(moving).sum::<usize>() < usize::try_from(room).expect("small") {
             let usable: Vec<Name> = self
                 .peers
                 .iter()
