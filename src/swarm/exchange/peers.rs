@@ -153,10 +153,15 @@ impl Exchange {
         }
     }
 
+    /// Half a second without a byte is a failure like others: what only this peer has must come from
+    /// elsewhere before its requests time out.
     pub(super) fn peer_is_slow(&mut self, name: &str, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.pause_until = Some(now + SLOW_PAUSE);
-        }
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let was_hopeful = peer.is_hopeful();
+        peer.failures += 1;
+        peer.pause_until = Some(now + SLOW_PAUSE);
+        let refused = peer.handle.filter(|_| was_hopeful && !peer.is_hopeful());
+        self.actions.extend(refused.map(|handle| Action::Tell(Report::Refused { handle })));
     }
 
     /// The peer is out of this swarm for good.
