@@ -340,6 +340,3 @@ impl Pull {
         PieceReader::new(self.handle.0.arrival.clone(), self.handle.clone())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -359,10 +359,10 @@ impl Session {
         let Some(line) = self.line.as_mut().filter(|line| line.number == number) else { return };
         line.heard_at = now;
         for event in events {
-            let banned = match &event {
-                Event::Joined { member, .. } => self.shared.is_banned(member).then(|| member.name.clone()),
-                _ => None,
-            };
+            let mut banned = None;
+            if let Event::Joined { member, .. } = &event {
+                banned = self.shared.is_banned(member).then(|| member.name.clone());
+            }
             self.exchange.told(event, now);
             if let Some(name) = banned {
                 self.exchange.ban(&name);

@@ -219,7 +219,7 @@ fn report_from_wire(report: wire::Report, sender: &str, count: u32) -> Result<Re
         }),
         Wire::Reading(start) => Report::Reading { start: index_below(count, start)? },
         Wire::Returned(returned) => Report::Returned {
-            run: run_within(count, returned.run.clone())?,
+            run: run_within(count, returned.run)?,
             failure: match returned.failure() {
                 wire::Failure::Final => Failure::Final,
                 wire::Failure::NoRanges => Failure::NoRanges,
@@ -331,12 +331,11 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
 pub fn events_to_wire(events: &[Event]) -> Vec<wire::TrackerMessage> {
     let mut all = Vec::new();
     for event in events {
-        match event {
-            Event::Arrived { handle, pieces } if pieces.len() > ENTRIES_MAX => {
-                let parts = pieces.chunks(ENTRIES_MAX);
-                all.extend(parts.map(|part| Event::Arrived { handle: *handle, pieces: part.to_vec() }));
-            }
-            other => all.push(other.clone()),
+        if let Event::Arrived { handle, pieces } = event {
+            let parts = pieces.chunks(ENTRIES_MAX);
+            all.extend(parts.map(|part| Event::Arrived { handle: *handle, pieces: part.to_vec() }));
+        } else {
+            all.push(event.clone());
         }
     }
     let message =
@@ -368,4 +367,81 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::OriginFailed { reason } => Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() }),
     };
     wire::Event { event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNT: u32 = 10;
+
+    fn held(index: u32, voucher: &str) -> Held {
+        Held { index, statement: blake3::hash(b"piece"), voucher: voucher.into() }
+    }
+
+    #[test]
+    fn reports_survive_the_wire_and_a_silent_voucher_is_the_sender() {
+        let later = Failure::Later { retry_after: Duration::from_millis(1500) };
+        let reports = vec![
+            Report::Held(held(3, "node-1")),
+            Report::Held(held(9, "node-2")),
+            Report::Reading { start: 4 },
+            Report::Returned { run: 4..8, failure: later, reason: "origin".into() },
+            Report::Unclosed,
+            Report::Verdict(Verdict::Clean),
+            Report::Verdict(Verdict::Differs { index: 1, statement: blake3::hash(b"true") }),
+            Report::Whole,
+            Report::Lost { index: 0 },
+            Report::Refused { handle: 7 },
+        ];
+        let messages = reports_to_wire(&reports, "node-1");
+        assert_eq!(messages.len(), 1);
+        assert_eq!(reports_from_wire(messages[0].clone(), "node-1", COUNT), Ok(reports));
+    }
+
+    #[test]
+    fn events_survive_the_wire_in_messages_within_their_limits() {
+        let events = vec![
+            Event::Gone { handle: 1 },
+            Event::Stated(held(2, "node-2")),
+            Event::Arrived { handle: 2, pieces: (0..1500).collect() },
+            Event::Whole { handle: 3 },
+            Event::Lease(0..5),
+            Event::Revoke(5..10),
+            Event::Audit,
+            Event::Dropped { voucher: "node-3".into() },
+            Event::OriginFailed { reason: "no_origin".into() },
+        ];
+        let mut back = Vec::new();
+        for message in events_to_wire(&events) {
+            back.extend(events_from_wire(message, 2000).unwrap());
+        }
+        assert_eq!(back.len(), events.len() + 1, "1500 pieces go in two parts");
+        assert_eq!(back[2], Event::Arrived { handle: 2, pieces: (0..1024).collect() });
+        assert_eq!(back[4..], events[3..]);
+    }
+
+    #[test]
+    fn a_message_over_its_limits_is_refused() {
+        let refused = |report: wire::report::Report| {
+            let reports = vec![wire::Report { report: Some(report) }];
+            reports_from_wire(wire::PullerMessage { join: None, reports }, "node-1", COUNT).is_err()
+        };
+        assert!(refused(wire::report::Report::Lost(COUNT)));
+        let run = |start, end| wire::Returned { run: Some(wire::Run { start, end }), ..Default::default() };
+        assert!(refused(wire::report::Report::Returned(run(0, COUNT + 1))));
+        assert!(refused(wire::report::Report::Returned(run(5, 5))));
+        let short = wire::Held { index: 0, statement: vec![0; 31], voucher: String::new() };
+        assert!(refused(wire::report::Report::Held(short)));
+        let many = vec![wire::Report { report: Some(wire::report::Report::Lost(0)) }; ENTRIES_MAX + 1];
+        let many = wire::PullerMessage { join: None, reports: many };
+        assert!(reports_from_wire(many, "node-1", COUNT).is_err());
+        let huge = wire::Join { version: wire::VERSION, blob_len: BLOB_LEN_MAX + 1, ..Default::default() };
+        let huge = wire::PullerMessage { join: Some(huge), reports: Vec::new() };
+        assert_eq!(
+            Join::from_wire(huge),
+            Err(MessageError::Limit { field: "blob_len", limit: BLOB_LEN_MAX })
+        );
+        assert_eq!(Join::from_wire(wire::PullerMessage::default()), Err(MessageError::NoJoin));
+    }
 }

@@ -1,8 +1,7 @@
 //! The real tracker and exchanges in one thread with virtual time and seeds: links with rates, members that
 //! die, stall and lie. A tick is 2 ms; a message takes one.
 //!
-//! A node's upload is shared by its slots, its download by what it receives, the origin's link by its readers:
-//! a transfer moves at the smaller of its two shares.
+//! A node's upload is shared by its slots, its download by what it receives, the origin's link by its readers.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,8 +22,9 @@ use crate::{
 const TICK: Duration = Duration::from_millis(2);
 /// Bytes in a tick at 100 Mbit/s.
 const LINK: f64 = 12_500_000.0 * 0.002;
-const SLOTS: usize = 4;
-const SLOT_WAIT_TICKS: u64 = 50;
+/// As the peer door has them.
+const SLOTS: usize = 6;
+const SLOT_WAIT_TICKS: u64 = 25;
 /// A simulated request without a byte for this long fails, as in the shell.
 const STALL_TICKS: u64 = 2500;
 
@@ -393,7 +393,6 @@ impl Sim {
     fn upload(&mut self) {
         let (tick, now) = (self.tick, self.now());
         let mut answers = Vec::new();
-        let mut receiving: BTreeMap<usize, usize> = BTreeMap::new();
         for (number, node) in self.nodes.iter_mut().enumerate() {
             while node.uploads.len() < SLOTS
                 && let Some(upload) = node.waiting.pop_front()
@@ -404,15 +403,12 @@ impl Sim {
                 let upload = node.waiting.pop_front().unwrap();
                 answers.push((upload.to, number, upload.index, Fetched::Busy));
             }
-            node.uploads.iter().for_each(|upload| *receiving.entry(upload.to).or_default() += 1);
-            let reading = usize::from(!node.reads.is_empty());
-            *receiving.entry(number).or_default() += reading;
         }
+        let mut rates = self.rates().into_iter();
         for (number, node) in self.nodes.iter_mut().enumerate() {
             let stalled = matches!(node.fault, Fault::Stalls(at) if tick >= at);
-            let share = LINK / node.uploads.len().max(1) as f64;
             for upload in &mut node.uploads {
-                upload.left -= if stalled { 0.0 } else { share.min(LINK / receiving[&upload.to] as f64) };
+                upload.left -= rates.next().expect("one for each upload");
             }
             let alive = node.alive;
             let over = |upload: &mut Upload| {
@@ -448,6 +444,55 @@ impl Sim {
         }
     }
 
+    /// Bytes of each upload in this tick: links are filled in rounds, as TCP's flows end up sharing them.
+    fn rates(&self) -> Vec<f64> {
+        const ROUNDS: usize = 4;
+        let all: Vec<(usize, usize, bool)> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(from, node)| {
+                node.uploads.iter().map(move |upload| (from, upload.to, self.sends(from)))
+            })
+            .collect();
+        let mut rates = vec![0.0; all.len()];
+        let mut up = vec![LINK; self.nodes.len()];
+        let mut down: Vec<f64> =
+            (0..self.nodes.len()).map(|number| LINK - self.origin_rate(number)).collect();
+        for _ in 0..ROUNDS {
+            let open = |&(from, to, sends): &(usize, usize, bool)| sends && up[from] > 1.0 && down[to] > 1.0;
+            let is_open: Vec<bool> = all.iter().map(open).collect();
+            let (mut senders, mut receivers) = (vec![0.0; up.len()], vec![0.0; up.len()]);
+            for ((from, to, _), _) in all.iter().zip(&is_open).filter(|(_, open)| **open) {
+                senders[*from] += 1.0;
+                receivers[*to] += 1.0;
+            }
+            let (up_now, down_now) = (up.clone(), down.clone());
+            for (number, (from, to, _)) in all.iter().enumerate().filter(|(number, _)| is_open[*number]) {
+                let more = (up_now[*from] / senders[*from]).min(down_now[*to] / receivers[*to]);
+                rates[number] += more;
+                up[*from] -= more;
+                down[*to] -= more;
+            }
+        }
+        rates
+    }
+
+    fn sends(&self, number: usize) -> bool {
+        self.nodes[number].alive && !matches!(self.nodes[number].fault, Fault::Stalls(at) if self.tick >= at)
+    }
+
+    /// Connections over which the origin sends something to this node.
+    fn reads_of(&self, number: usize) -> usize {
+        let node = &self.nodes[number];
+        if self.sends(number) { node.reads.len() + usize::from(node.audit.is_some()) } else { 0 }
+    }
+
+    fn origin_rate(&self, number: usize) -> f64 {
+        let all: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
+        self.origin_link * self.reads_of(number) as f64 / all.max(1) as f64
+    }
+
     fn read_origin(&mut self) {
         let (now, tick) = (self.now(), self.tick);
         if let Some((failure, reason)) = self.origin_failure.clone() {
@@ -458,7 +503,7 @@ impl Sim {
             }
             return;
         }
-        let readers: usize = self.nodes.iter().map(|n| n.reads.len() + usize::from(n.audit.is_some())).sum();
+        let readers: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
         let share = self.origin_link / readers.max(1) as f64;
         for number in 0..self.nodes.len() {
             let node = &mut self.nodes[number];

@@ -10,7 +10,11 @@ use crate::swarm::message::Name;
 
 /// Requests under way at one peer: one that transfers and one that is about to.
 const REQUESTS_EACH: u32 = 2;
-/// Bytes under way in one pull: enough for two pieces from each of eight peers; the buffers are real memory.
+/// Requests under way in one pull. Fewer finish sooner, and a piece that is here can be passed on: in the
+/// simulation of 8 nodes the makespan is 1.15 x F/B with 6 and 1.46 with 16. Large pieces: as many as fit
+/// into these bytes, since the buffers are real memory.
+const REQUESTS_MAX: u64 = 6;
+const REQUESTS_MIN: u64 = 4;
 const BYTES_MAX: u64 = 16 << 20;
 /// Pieces ahead of the in-order reader that come first; one request at a time, the rest goes by rarity.
 const SOON: u32 = 8;
@@ -23,8 +27,10 @@ const DUPLICATES_MAX: usize = 2;
 impl Exchange {
     /// Sends out as many requests as make sense now.
     pub(super) fn request(&mut self, now: Instant) {
-        let room = (BYTES_MAX / self.layout.piece_len()).max(1);
-        while self.requests.values().map(Vec::len).sum::<usize>() < usize::try_from(room).expect("small") {
+        let room = (BYTES_MAX / self.layout.piece_len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
+        // A request that does not move takes no link.
+        let moving = |requests: &Vec<Request>| requests.iter().filter(|request| !request.slow).count();
+        while self.requests.values().map(moving).sum::<usize>() < usize::try_from(room).expect("small") {
             let usable: Vec<Name> = self
                 .peers
                 .iter()

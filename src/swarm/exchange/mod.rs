@@ -303,6 +303,7 @@ impl Exchange {
         if let Some(request) = requests.find(|request| request.peer == peer) {
             request.slow = true;
         }
+        self.peer_is_slow(peer, now);
         self.settle(now);
     }
 
@@ -429,6 +430,3 @@ impl Exchange {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -15,6 +15,8 @@ const STRIKES_MAX: u32 = 3;
 const BUSY_PAUSE: Duration = Duration::from_millis(30);
 /// The pause after a failed request; it doubles.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// A peer that sends nothing is not asked for more until it does, or this has passed.
+const SLOW_PAUSE: Duration = Duration::from_secs(2);
 /// A peer that only failed gets another chance after this.
 const OUT_FOR: Duration = Duration::from_secs(10);
 
@@ -129,7 +131,10 @@ impl Exchange {
         peer.requests = peer.requests.saturating_sub(1);
         let was_hopeful = peer.is_hopeful();
         match outcome {
-            Fetched::Good(_) => peer.failures = 0,
+            Fetched::Good(_) => {
+                peer.failures = 0;
+                peer.pause_until = None;
+            }
             Fetched::Busy => peer.pause_until = Some(now + BUSY_PAUSE),
             Fetched::Wrong => peer.wrong += 1,
             // A whole member without a piece has lost the blob.
@@ -146,6 +151,17 @@ impl Exchange {
             let refused = peer.handle.map(|handle| Action::Tell(Report::Refused { handle }));
             self.actions.extend(refused);
         }
+    }
+
+    /// Half a second without a byte is a failure like others: what only this peer has must come from
+    /// elsewhere before its requests time out.
+    pub(super) fn peer_is_slow(&mut self, name: &str, now: Instant) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let was_hopeful = peer.is_hopeful();
+        peer.failures += 1;
+        peer.pause_until = Some(now + SLOW_PAUSE);
+        let refused = peer.handle.filter(|_| was_hopeful && !peer.is_hopeful());
+        self.actions.extend(refused.map(|handle| Action::Tell(Report::Refused { handle })));
     }
 
     /// The peer is out of this swarm for good.

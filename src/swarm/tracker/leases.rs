@@ -8,9 +8,13 @@ use std::{
 use super::{Piece, Puller, Swarm, remaining};
 use crate::swarm::message::{Event, Failure, Handle, Run};
 
-/// Readers of the origin at a time, in the whole swarm. Four fill a shaped link from different places and hide
-/// each other's gaps; each more makes the first pieces come later, since they share the origin's link.
-pub(super) const READERS_MAX: usize = 4;
+/// Readers of the origin at a time, in a whole crowd. They share the origin's link, so each more makes the first
+/// pieces come later: in the simulation of 8 nodes the makespan is 1.15 x F/B with two and 1.20 with three.
+/// Two hide each other's gaps and read different ranges.
+const READERS_MAX: usize = 2;
+/// Runs that a reader without company has at a time: nobody waits for its first piece, and four connections fill
+/// a link that one does not.
+const RUNS_ALONE: usize = 4;
 /// Longest lease in pieces: one origin connection streams 8 to 32 MiB, and its loss costs no more than that.
 const RUN_LEN_MAX: u32 = 8;
 /// Every reader gets about this many leases, so that the last ones end together.
@@ -66,8 +70,8 @@ impl Swarm {
     /// A lease of the tracker before this one goes on.
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
         let free = run.clone().all(|index| self.is_free(index));
-        if free && self.may_read(reader) {
-            self.lease(reader, run.clone(), now);
+        if free {
+            self.take(reader, run.clone(), now);
         } else {
             self.tell(reader, Event::Revoke(run.clone()));
         }
@@ -169,8 +173,14 @@ impl Swarm {
         if quiet || self.origin.failed_at.is_some() {
             return;
         }
-        let readers_max = if self.origin.one_stream { 1 } else { READERS_MAX };
         let able = self.members.keys().filter(|handle| self.may_read(**handle)).count();
+        // The first of a crowd is not alone for long: a piece has been read by the time that this is known.
+        let alone = able == 1 && self.members.values().any(|puller| puller.read > 0);
+        let readers_max = match (self.origin.one_stream, alone) {
+            (true, _) => 1,
+            (false, true) => RUNS_ALONE,
+            (false, false) => READERS_MAX,
+        };
         while let Some(reader) = self.next_reader(readers_max, able, now) {
             let Some(run) = self.next_run(able) else { break };
             self.lease(reader, run, now);
@@ -201,7 +211,7 @@ impl Swarm {
     fn next_run(&self, able: usize) -> Option<Run> {
         let count = self.layout.count();
         let start = (0..count).find(|&index| self.is_free(index))?;
-        let readers = u32::try_from(able.clamp(1, READERS_MAX)).expect("clamped");
+        let readers = u32::try_from(able.clamp(1, RUNS_ALONE)).expect("clamped");
         let len_max = match self.origin.one_stream {
             true => count,
             false => (count / (readers * LEASES_EACH)).clamp(1, RUN_LEN_MAX),
@@ -211,11 +221,15 @@ impl Swarm {
     }
 
     fn lease(&mut self, reader: Handle, run: Run, now: Instant) {
+        self.take(reader, run.clone(), now);
+        self.tell(reader, Event::Lease(run));
+    }
+
+    fn take(&mut self, reader: Handle, run: Run, now: Instant) {
         for index in run.clone() {
             self.pieces[index as usize].leased = true;
         }
-        self.origin.leases.push(Lease { run: run.clone(), reader, progress_at: now });
-        self.tell(reader, Event::Lease(run));
+        self.origin.leases.push(Lease { run, reader, progress_at: now });
     }
 
     fn free_runs(&self, within: &Run) -> Vec<Run> {

@@ -459,6 +459,3 @@ fn remaining(pieces: &[Piece], run: &Run) -> u32 {
     let missing = run.clone().filter(|&index| pieces[index as usize].holders == 0).count();
     u32::try_from(missing).expect("a run is no longer than the blob")
 }
-
-#[cfg(test)]
-mod tests;
