@@ -6,6 +6,8 @@ mod architecture;
 mod containerd;
 mod lab;
 mod origin;
+mod real_image;
+mod real_pull;
 mod real_stock;
 mod registry;
 mod snapshots;

@@ -1,0 +1,208 @@
+//! containerd pulls real images through Flotilla, one node alone.
+
+use std::{fs, os::unix::fs::MetadataExt as _, thread};
+
+use crate::{
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::{Compression, Published},
+        node::Node,
+        samples,
+        story::on_every_containerd,
+    },
+    real_image::{
+        Pulled, cgroup, chain_ids, discard_unpacked_layers, eventually, layers_counted, snapshots, stored,
+        stored_path,
+    },
+};
+
+on_every_containerd!(
+    cri_pulls_through_flotilla,
+    annotations_change_nothing,
+    ctr_pulls_through_flotilla_or_is_adopted,
+    odd_images_arrive_whole,
+    pulls_side_by_side_share_what_they_can,
+    an_image_in_two_namespaces_is_fetched_once,
+    discarded_layers_are_not_written,
+);
+
+/// Whether `ctr` of this version asks the snapshotter before it fetches.
+fn ctr_asks_first(containerd: &Programs) -> bool {
+    containerd.version.starts_with("2.")
+}
+
+fn cri_pulls_through_flotilla(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name("demo/small:v1");
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&name).unwrap();
+    assert_eq!(layers_counted(&node, "intercepted"), 3.0, "{}", page(&node));
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.was_brought_by_flotilla();
+    assert_eq!(pulled.runs(&["/bin/cat", "/etc/lab"]), "a small image\n");
+    assert_eq!(pulled.runs(&["/bin/stat", "-c", "%h %a", "/etc/lab.twin"]), "2 640\n");
+    for chain_id in chain_ids(&image) {
+        let info = ["snapshots", "--snapshotter", "flotilla", "info", &chain_id];
+        let said = node.containerd.ctr(&info).unwrap();
+        assert!(said.contains("containerd.io/snapshot.ref") && said.contains("Committed"), "{said}");
+    }
+    exports_and_pushes(lab, &node, &image);
+    removing_frees_it(lab, &node, &image);
+    // And again at once: what was removed from containerd is put back without the registry.
+    node.pull(&name).unwrap();
+    pulled.was_brought_by_flotilla();
+}
+
+fn page(node: &Node) -> String {
+    node.daemon().unwrap().metrics().unwrap().page().to_owned()
+}
+
+fn exports_and_pushes(lab: &Lab, node: &Node, image: &Published) {
+    let (name, copy) = (lab.name("demo/small:v1"), lab.name("copy/small:v2"));
+    let tar = lab.dir().join("export.tar");
+    node.containerd.ctr(&["images", "export", &tar.display().to_string(), &name]).unwrap();
+    assert!(fs::metadata(&tar).unwrap().len() > image.bytes(), "an export with all layers");
+    node.containerd.ctr(&["images", "push", "--plain-http", &copy, &name]).unwrap();
+    let links = lab.dir().join("blobs/docker/registry/v2/repositories/copy/small/_layers/sha256");
+    for layer in &image.layers {
+        let hex = layer.blob.digest.trim_start_matches("sha256:");
+        assert!(links.join(hex).exists(), "{hex} was not pushed");
+    }
+}
+
+fn removing_frees_it(lab: &Lab, node: &Node, image: &Published) {
+    node.cri.remove(&lab.name(&image.name)).unwrap();
+    let chain_ids = chain_ids(image);
+    eventually("containerd to let the image go", || {
+        // A synchronous removal of nothing makes containerd collect now.
+        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        let left = snapshots(node, "k8s.io");
+        let content = image.layers.iter().any(|layer| node.content_size(&layer.blob.digest).is_some());
+        !content && !chain_ids.iter().any(|id| left.contains(id))
+    });
+    for layer in &image.layers {
+        let kept = fs::metadata(stored_path(lab, node, &layer.blob.digest)).unwrap();
+        assert_eq!((kept.len(), kept.nlink()), (layer.blob.size, 1), "the store keeps its link");
+    }
+    let trees = lab.dir().join(&node.name).join("containerd/root/io.containerd.snapshotter.v1.flotilla/snapshots");
+    eventually("the trees to be deleted", || fs::read_dir(&trees).unwrap().count() == 1);
+}
+
+fn annotations_change_nothing(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let node = lab.node(&containerd).alone().with_annotations().start().unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    assert_eq!(layers_counted(&node, "intercepted"), 3.0, "{}", page(&node));
+    Pulled::new(lab, &node, &image).was_brought_by_flotilla();
+    let log = fs::read_to_string(node.daemon().unwrap().log()).unwrap();
+    assert!(log.contains(&lab.name("demo/small:v1")), "the log names the image as it was asked for:\n{log}");
+}
+
+fn ctr_pulls_through_flotilla_or_is_adopted(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name("demo/small:v1");
+    let node = lab.node(&containerd).alone().start().unwrap();
+    let hosts = lab.hosts_dir().display().to_string();
+    let pull = ["images", "pull", "--hosts-dir", &hosts, "--snapshotter", "flotilla", &name];
+    node.containerd.ctr(&pull).unwrap();
+    let pulled = Pulled::new(lab, &node, &image);
+    if ctr_asks_first(&containerd) {
+        assert_eq!(layers_counted(&node, "intercepted"), 3.0, "{}", page(&node));
+        pulled.was_brought_by_flotilla();
+        return;
+    }
+    assert_eq!(layers_counted(&node, "bypassed"), 3.0, "{}", page(&node));
+    pulled.containerd_fetched_all().is_complete().is_one_copy();
+    pulled.runs(&["/bin/cat", "/etc/lab"]);
+    eventually("adoption to be counted", || layers_counted(&node, "adopted") >= 3.0);
+}
+
+fn odd_images_arrive_whole(lab: &Lab, containerd: Programs) {
+    let images = lab.images();
+    let many = samples::many_layers(images, "odd/many:v1", 99).unwrap();
+    let empty = samples::empty_layer(images, "odd/empty:v1").unwrap();
+    let zstd = samples::compressed(images, "odd/zstd:v1", Compression::Zstd).unwrap();
+    let plain = samples::compressed(images, "odd/plain:v1", Compression::Plain).unwrap();
+    let twice = same_layer_twice(lab, "odd/twice:v1");
+    let node = lab.node(&containerd).alone().start().unwrap();
+    let mut layers = 0;
+    for image in [&many, &empty, &zstd, &plain, &twice] {
+        node.pull(&lab.name(&image.name)).unwrap();
+        layers += image.layers.len();
+        Pulled::new(lab, &node, image).left_the_registry_once().is_complete().is_one_copy();
+    }
+    // The lowest layer of three of them is the same, and so are its snapshot and what containerd says of it.
+    assert!(layers_counted(&node, "intercepted") >= (layers - 4) as f64, "{}", page(&node));
+    assert_eq!(layers_counted(&node, "declined") + layers_counted(&node, "handed_over"), 0.0, "{}", page(&node));
+    let ls = Pulled::new(lab, &node, &many).runs(&["/bin/ls", "/many"]);
+    assert_eq!(ls.lines().count(), 99);
+    Pulled::new(lab, &node, &empty).runs(&["/bin/stat", "/noise/9"]);
+    Pulled::new(lab, &node, &zstd).runs(&["/bin/stat", "/noise"]);
+    Pulled::new(lab, &node, &plain).runs(&["/bin/stat", "/noise"]);
+    Pulled::new(lab, &node, &twice).runs(&["/bin/stat", "/noise/21"]);
+}
+
+fn same_layer_twice(lab: &Lab, name: &str) -> Published {
+    let images = lab.images();
+    let noise = samples::noise(images, 1 << 20, 21).unwrap();
+    let layers = [samples::busybox(images, Compression::Gzip).unwrap(), noise.clone(), noise];
+    images.publish(name, &layers, &["/bin/stat", "/noise/21"]).unwrap()
+}
+
+fn pulls_side_by_side_share_what_they_can(lab: &Lab, containerd: Programs) {
+    let [a, b] = samples::sharing(lab.images(), "demo/sharing").unwrap();
+    let node = lab.node(&containerd).alone().start().unwrap();
+    // Two images with two layers in common, each pulled by two clients at once.
+    let names = [&a, &b, &a, &b].map(|image| lab.name(&image.name));
+    thread::scope(|scope| {
+        let clients = names.map(|name| {
+            let cri = &node.cri;
+            scope.spawn(move || cri.pull(&name).map_err(|error| error.to_string()))
+        });
+        for client in clients {
+            client.join().unwrap().unwrap();
+        }
+    });
+    for image in [&a, &b] {
+        Pulled::new(lab, &node, image).was_brought_by_flotilla();
+    }
+}
+
+fn an_image_in_two_namespaces_is_fetched_once(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name("demo/small:v1");
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&name).unwrap();
+    let hosts = lab.hosts_dir().display().to_string();
+    let pull = ["images", "pull", "--hosts-dir", &hosts, "--snapshotter", "flotilla", &name];
+    node.containerd.ctr_in("other", &pull).unwrap();
+    let checked = node.containerd.ctr_in("other", &["images", "check"]).unwrap();
+    assert!(checked.contains(" complete "), "{checked}");
+    assert!(chain_ids(&image).iter().all(|id| snapshots(&node, "other").contains(id)));
+    let pulled = Pulled::new(lab, &node, &image);
+    if ctr_asks_first(&containerd) {
+        pulled.left_the_registry_once();
+        assert_eq!(layers_counted(&node, "intercepted"), 6.0, "{}", page(&node));
+    }
+    pulled.is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
+    // One tree serves both namespaces.
+    node.cri.remove(&name).unwrap();
+    node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+    let run = ["run", "--rm", "--snapshotter", "flotilla", "--cgroup", &cgroup(lab), &name, "c1", "/bin/cat", "/etc/lab"];
+    assert_eq!(node.containerd.ctr_in("other", &run).unwrap(), "a small image\n");
+}
+
+fn discarded_layers_are_not_written(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let mut node = lab.node(&containerd).alone().start().unwrap();
+    discard_unpacked_layers(lab, &mut node);
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    assert_eq!(layers_counted(&node, "intercepted"), 3.0, "{}", page(&node));
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.left_the_registry_once().runs(&["/bin/cat", "/etc/lab"]);
+    for layer in &image.layers {
+        assert_eq!(node.content_size(&layer.blob.digest), None, "containerd keeps no layer");
+    }
+    assert_eq!(stored(lab, &node, &image), 3, "the mesh has them all the same");
+}
