@@ -64,6 +64,12 @@ pub enum IngestError {
 }
 
 impl IngestError {
+    /// The lease that came with the blob is gone. containerd has no other word for that than "not found".
+    #[must_use]
+    pub fn lacks_lease(&self) -> bool {
+        matches!(self, Self::Call(error) if error.code() == Some(Code::NotFound) && error.words().contains("lease"))
+    }
+
     /// The word for a metric's `reason`.
     #[must_use]
     pub fn reason(&self) -> &'static str {

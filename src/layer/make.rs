@@ -84,7 +84,6 @@ pub(super) struct Order {
     pub(super) image: Arc<Image>,
     /// Which of the image's layers.
     pub(super) index: usize,
-    pub(super) lease: Option<String>,
     /// No snapshot has this layer's tree yet.
     pub(super) tree_wanted: bool,
 }
@@ -106,7 +105,13 @@ pub(super) struct Job {
     pub(super) pull: Pull,
     progress: watch::Sender<Progress>,
     built: Mutex<Option<(Staging, Built)>>,
+    /// Of the pull that asked last; an earlier one's is gone when its client is.
+    lease: Mutex<Option<String>>,
     handed_over: AtomicBool,
+    /// containerd was told to wait for the blob.
+    awaited: AtomicBool,
+    /// Somebody tells the holder how the job goes.
+    followed: AtomicBool,
     /// Serialises those who want to turn the tree into a snapshot.
     pub(super) claim: tokio::sync::Mutex<()>,
     _stop: DropGuard,
@@ -114,7 +119,12 @@ pub(super) struct Job {
 
 impl Job {
     /// Starts to make the layer of `order`.
-    pub(super) fn start(parts: &Parts, builders: &Arc<Semaphore>, order: Order) -> Arc<Self> {
+    pub(super) fn start(
+        parts: &Parts,
+        builders: &Arc<Semaphore>,
+        order: Order,
+        lease: Option<String>,
+    ) -> Arc<Self> {
         let stop = parts.stop.child_token();
         let tree = if order.tree_wanted { Tree::Building } else { Tree::Taken };
         let job = Arc::new(Self {
@@ -122,7 +132,10 @@ impl Job {
             order,
             progress: watch::Sender::new(Progress { content: Content::Pending, tree }),
             built: Mutex::new(None),
+            lease: Mutex::new(lease),
             handed_over: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
+            followed: AtomicBool::new(false),
             claim: tokio::sync::Mutex::new(()),
             _stop: stop.clone().drop_guard(),
         });
@@ -154,6 +167,58 @@ impl Job {
 
     pub(super) fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Acquire)
+    }
+
+    /// Only what is there already is left of it, or the reason why nothing is: who wants the layer now needs
+    /// another job.
+    pub(super) fn is_spent(&self) -> bool {
+        let Progress { content, tree } = &*self.progress.borrow();
+        match content {
+            Content::Pending => false,
+            Content::Failed { .. } => true,
+            Content::Present | Content::Unwanted => !matches!(tree, Tree::Building | Tree::Ready),
+        }
+    }
+
+    pub(super) fn lease(&self) -> Option<String> {
+        self.lease.lock().clone()
+    }
+
+    /// The lease of whoever asks now, if he has one.
+    pub(super) fn set_lease(&self, lease: &Option<String>) {
+        if lease.is_some() {
+            self.lease.lock().clone_from(lease);
+        }
+    }
+
+    pub(super) fn set_awaited(&self) {
+        self.awaited.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire)
+    }
+
+    /// Whether this call is the first.
+    pub(super) fn follow_first(&self) -> bool {
+        !self.followed.swap(true, Ordering::AcqRel)
+    }
+
+    /// A client that went away may have let containerd collect the blob of a layer that it never got: then it is
+    /// written once more. The word for a metric where that fails.
+    pub(super) async fn put_back_content(&self, parts: &Parts) -> Result<(), &'static str> {
+        if self.progress.borrow().content != Content::Present {
+            return Ok(());
+        }
+        let namespace = parts.containerd.namespace(&self.order.namespace);
+        match namespace.info(&self.order.layer().descriptor.digest).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
+                let blob = self.pull.proven().await.map_err(|error| error.reason())?;
+                ingest(parts, &self.order, self.lease(), blob).await
+            }
+            Err(error) => Err(error.reason()),
+        }
     }
 
     /// The finished tree, for whoever makes the snapshot of it.
@@ -212,7 +277,8 @@ impl Worker {
         if order.image.discard_unpacked && !handed_over() {
             return Content::Unwanted;
         }
-        match ingest(&self.parts, order, blob).await {
+        let lease = job.upgrade().and_then(|job| job.lease());
+        match ingest(&self.parts, order, lease, blob).await {
             Ok(()) => Content::Present,
             Err(reason) => Content::Failed { reason },
         }
@@ -351,17 +417,28 @@ impl<R: Read> Read for Wanted<R> {
 
 /// Writes a proven blob into containerd's content store and makes containerd's copy the only one on disk. Answers
 /// with the word for a metric where it fails.
-pub(super) async fn ingest(parts: &Parts, order: &Order, blob: Blob) -> Result<(), &'static str> {
+pub(super) async fn ingest(
+    parts: &Parts,
+    order: &Order,
+    lease: Option<String>,
+    blob: Blob,
+) -> Result<(), &'static str> {
     let digest = order.layer().descriptor.digest.clone();
     let namespace = parts.containerd.namespace(&order.namespace);
-    let ingest = Ingest {
+    let mut ingest = Ingest {
         r#ref: format!("flotilla-{digest}"),
         digest: digest.clone(),
         len: order.layer().descriptor.size,
         labels: order.image.blob_labels(order.index),
-        lease: order.lease.clone(),
+        lease,
     };
-    if let Err(error) = namespace.ingest(&ingest, pieces(parts, blob)).await {
+    let mut written = namespace.ingest(&ingest, pieces(parts, blob.clone())).await;
+    if matches!(&written, Err(error) if error.lacks_lease()) {
+        // The client went away and its lease with it. The next one finds the blob, unless containerd is faster.
+        ingest.lease = None;
+        written = namespace.ingest(&ingest, pieces(parts, blob)).await;
+    }
+    if let Err(error) = written {
         tracing::warn!(layer = %digest, namespace = order.namespace, error = &error as &dyn std::error::Error, "blob not written to containerd");
         return Err(error.reason());
     }

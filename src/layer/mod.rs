@@ -14,19 +14,20 @@
 
 mod adopt;
 mod budget;
+mod handover;
 pub mod hold;
 pub mod intercept;
 mod make;
 mod metrics;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Weak},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use adopt::{AdoptParts, Adopter};
@@ -34,14 +35,15 @@ pub use metrics::{Metrics, Outcome};
 
 use self::{
     budget::Budget,
-    hold::{Ended, Held, Holder, Limits, Wanted},
+    handover::OwnLease,
+    hold::{Held, Holder, Limits},
     intercept::{Catalog, Found, Image, LayerOf},
     make::{Content, Job, Order, Progress, Tree},
 };
 use crate::{
     containerd::{Client, VersionError},
     oci::Digest,
-    pull::Pulls,
+    pull::{PullState as BlobState, Pulls},
     snapshot::{Info, LABEL_SNAPSHOT_REF, Snapshots},
     store::Store,
 };
@@ -49,10 +51,6 @@ use crate::{
 /// An image's pull is forgotten when nothing has happened in it for this long: the time in which kubelet retries a
 /// pull that it cancelled (its back-off starts at 10 s).
 const IMAGE_LINGER: Duration = Duration::from_secs(60);
-
-/// How long a lease of ours keeps a handed-over layer of an image that discards its layers: a generous hour for
-/// containerd to unpack it; released as soon as the extract key is gone.
-const LEASE_FOR: Duration = Duration::from_secs(3600);
 
 /// How long Prepares may wait.
 #[derive(Clone, Debug, Default)]
@@ -126,23 +124,37 @@ pub struct Layers {
 
 type JobKey = (String, Digest, Digest);
 
-/// A lease of ours, by its name in a namespace.
-struct OwnLease {
-    namespace: String,
-    id: String,
-}
-
 /// One pull of one image in one namespace.
 struct ImagePull {
     namespace: String,
     image: Arc<Image>,
-    jobs: Mutex<HashMap<usize, Arc<Job>>>,
+    /// By the layer's place, bottom first.
+    jobs: Mutex<BTreeMap<usize, Arc<Job>>>,
     state: Mutex<PullState>,
 }
 
 struct PullState {
     budget: Budget,
     last_seen: Instant,
+    /// The layer that was asked for last.
+    reached: usize,
+}
+
+impl ImagePull {
+    /// A Prepare for layer `index`. containerd asks for each layer once, bottom first: whoever goes back pulls the
+    /// image again, after a failure, a cancelled pull or a removal. That pull has a budget of its own, and what is
+    /// over and done with is made anew.
+    fn enter(&self, index: usize, limit: Duration) {
+        let mut state = self.state.lock();
+        state.last_seen = Instant::now();
+        if index <= state.reached {
+            if !state.budget.is_waiting() {
+                state.budget = Budget::new(limit);
+            }
+            self.jobs.lock().retain(|_, job| !job.is_spent());
+        }
+        state.reached = index;
+    }
 }
 
 /// A Prepare that waits; leaving gives back what is left of the budget, however it ends.
@@ -240,26 +252,6 @@ impl Layers {
         self.jobs.lock().retain(|_, job| job.strong_count() > 0);
     }
 
-    /// Counts the layers whose hold ended before their blob was there: containerd fetches those by itself.
-    pub async fn watch_holds(self: Arc<Self>, mut endings: mpsc::Receiver<Ended>) {
-        while let Some(ended) = endings.recv().await {
-            let reason = ended.end.reason();
-            if ended.end.declines() {
-                self.parts.metrics.count(Outcome::Declined, reason);
-                tracing::warn!(
-                    layer = %ended.digest,
-                    namespace = ended.namespace,
-                    outcome = "declined",
-                    reason,
-                    held_for = ?ended.held_for,
-                    "containerd fetches a layer that was handed over"
-                );
-            } else {
-                tracing::debug!(layer = %ended.digest, reason, held_for = ?ended.held_for, "hold ended");
-            }
-        }
-    }
-
     async fn make_present(&self, request: &Request, found: &Found) -> (Outcome, &'static str) {
         let layer = &found.image.layers[found.index];
         if let Err(unhandled) = &layer.compression {
@@ -279,12 +271,34 @@ impl Layers {
         }
         self.start_jobs(&pull, request, found.index);
         let job = pull.jobs.lock().get(&found.index).cloned().expect("jobs from this layer on are started");
-        if let Some(answer) = self.wait(&pull, &job, request).await {
-            return answer;
+        let outcome = match self.wait(&pull, &job, request).await {
+            Some(outcome) => outcome,
+            None => self.out_of_budget(&pull, &job, request).await,
+        };
+        if outcome.0 == Outcome::HandedOver {
+            self.await_unpacking(&job, request);
         }
+        outcome
+    }
+
+    /// The budget is used up: what becomes of the layer depends on whose its ref is.
+    async fn out_of_budget(
+        &self,
+        pull: &ImagePull,
+        job: &Arc<Job>,
+        request: &Request,
+    ) -> (Outcome, &'static str) {
         pull.state.lock().budget.exhaust();
-        self.hand_over(&pull, request).await;
-        (Outcome::HandedOver, "budget")
+        let mut held = self.hand_over(pull, request).await;
+        match held.remove(&job.order.index) {
+            Some(Held::Refused(reason)) => (Outcome::Declined, reason),
+            Some(Held::FetchedByContainerd) => (Outcome::Bypassed, "being_fetched"),
+            Some(Held::Present) if job.pull.status().state != BlobState::Proven => {
+                self.parts.adopter.offer(&request.namespace, &job.order.layer().descriptor);
+                (Outcome::Bypassed, "fetched_first")
+            }
+            Some(Held::Holding | Held::Present) | None => (Outcome::HandedOver, "budget"),
+        }
     }
 
     /// Waits within the budget of this image's pull; `None` when it is used up.
@@ -322,6 +336,10 @@ impl Layers {
     async fn claim(&self, pull: &ImagePull, job: &Arc<Job>, request: &Request) -> (Outcome, &'static str) {
         let _one_at_a_time = job.claim.lock().await;
         let layer = job.order.layer();
+        if let Err(reason) = job.put_back_content(&self.parts).await {
+            self.hand_over(pull, request).await;
+            return (Outcome::Declined, reason);
+        }
         if self.snapshot_of(&layer.chain_id, &request.parent).is_some() {
             return (Outcome::Intercepted, "local");
         }
@@ -409,14 +427,16 @@ impl Layers {
         let key = (request.namespace.clone(), found.image.manifest.clone());
         let mut images = self.images.lock();
         let pull = images.entry(key).or_insert_with(|| {
+            let state =
+                PullState { budget: Budget::new(limit), last_seen: Instant::now(), reached: found.index };
             Arc::new(ImagePull {
                 namespace: request.namespace.clone(),
                 image: Arc::clone(&found.image),
                 jobs: Mutex::default(),
-                state: Mutex::new(PullState { budget: Budget::new(limit), last_seen: Instant::now() }),
+                state: Mutex::new(state),
             })
         });
-        pull.state.lock().last_seen = Instant::now();
+        pull.enter(found.index, limit);
         Arc::clone(pull)
     }
 
@@ -444,9 +464,16 @@ impl Layers {
             let snapshot = parent.and_then(|parent| self.snapshot_of(&layer.chain_id, &parent));
             let tree_wanted = snapshot.is_none();
             parent = snapshot.map(|info| info.name);
-            if layer.compression.is_ok() && !pull.jobs.lock().contains_key(&index) {
-                let job = self.job(request, &pull.image, index, tree_wanted);
-                pull.jobs.lock().insert(index, job);
+            if layer.compression.is_err() {
+                continue;
+            }
+            let started = pull.jobs.lock().get(&index).cloned();
+            match started {
+                Some(job) => job.set_lease(&request.lease),
+                None => {
+                    let job = self.job(request, &pull.image, index, tree_wanted);
+                    pull.jobs.lock().insert(index, job);
+                }
             }
         }
     }
@@ -464,119 +491,17 @@ impl Layers {
         let digest = &layer.descriptor.digest;
         let key = (request.namespace.clone(), layer.chain_id.clone(), digest.clone());
         let mut jobs = self.jobs.lock();
-        if let Some(job) = jobs.get(&key).and_then(Weak::upgrade) {
+        if let Some(job) = jobs.get(&key).and_then(Weak::upgrade)
+            && !job.is_spent()
+        {
+            job.set_lease(&request.lease);
             return job;
         }
-        let order = Order {
-            namespace: request.namespace.clone(),
-            image: Arc::clone(image),
-            index,
-            lease: request.lease.clone(),
-            tree_wanted,
-        };
-        let job = Job::start(&self.parts, &self.builders, order);
+        let order =
+            Order { namespace: request.namespace.clone(), image: Arc::clone(image), index, tree_wanted };
+        let job = Job::start(&self.parts, &self.builders, order, request.lease.clone());
         jobs.insert(key, Arc::downgrade(&job));
         job
-    }
-
-    /// Holds containerd's refs of all layers that are still missing, before any Prepare returns mounts.
-    async fn hand_over(&self, pull: &ImagePull, request: &Request) {
-        let jobs: Vec<Arc<Job>> = pull.jobs.lock().values().cloned().collect();
-        for job in jobs {
-            let content = job.progress().borrow().content.clone();
-            match content {
-                Content::Present | Content::Failed { .. } => continue,
-                Content::Unwanted => self.keep_for_containerd(&job, request).await,
-                Content::Pending => job.hand_over(),
-            }
-            let order = &job.order;
-            let held = self.parts.holder.hold(Wanted {
-                namespace: &pull.namespace,
-                image: &order.image,
-                index: order.index,
-                extract_key: &request.key,
-                lease: order.lease.as_deref(),
-            });
-            match held.await {
-                Held::Holding => self.follow(&job),
-                Held::Present => {}
-                Held::FetchedByContainerd => {
-                    self.parts.adopter.offer(&pull.namespace, &order.layer().descriptor);
-                }
-                Held::Refused(reason) => {
-                    tracing::warn!(layer = %order.layer().descriptor.digest, reason, "ref not held");
-                }
-            }
-        }
-    }
-
-    /// Tells the holder what becomes of a layer whose ref is held.
-    fn follow(&self, job: &Arc<Job>) {
-        let holder = self.parts.holder.clone();
-        let mut progress = job.progress();
-        let mut pull = job.pull.watch();
-        let (namespace, digest) = (job.order.namespace.clone(), job.order.layer().descriptor.digest.clone());
-        let stop = self.parts.stop.clone();
-        self.parts.tasks.spawn(async move {
-            loop {
-                let content = progress.borrow_and_update().content.clone();
-                match content {
-                    Content::Present | Content::Unwanted => {
-                        return holder.blob_committed(&namespace, &digest);
-                    }
-                    Content::Failed { .. } => return holder.pull_failed(&namespace, &digest),
-                    Content::Pending => {}
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    changed = progress.changed() => if changed.is_err() { return },
-                    changed = pull.changed() => {
-                        if changed.is_err() { return }
-                        holder.progress(&digest);
-                    }
-                }
-            }
-        });
-    }
-
-    /// A layer of an image that discards its layers, handed over: its blob is written after all, under the caller's
-    /// lease or one of ours.
-    async fn keep_for_containerd(&self, job: &Arc<Job>, request: &Request) {
-        job.hand_over();
-        let mut order = job.order.clone();
-        if order.lease.is_none() {
-            let namespace = self.parts.containerd.namespace(&order.namespace);
-            let id = format!("flotilla-{}", order.layer().descriptor.digest.hex());
-            match namespace.create_lease(&id, SystemTime::now() + LEASE_FOR).await {
-                Ok(()) => {
-                    let lease = OwnLease { namespace: order.namespace.clone(), id: id.clone() };
-                    self.leases.lock().entry(request.key.clone()).or_default().push(lease);
-                    order.lease = Some(id);
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "no lease for a handed-over layer"
-                    );
-                }
-            }
-        }
-        if let Ok(blob) = job.pull.proven().await {
-            // A failure is logged there, and leaves containerd to fetch the layer.
-            let _ = make::ingest(&self.parts, &order, blob).await;
-        }
-    }
-
-    fn release_leases(&self, key: &str) {
-        for lease in self.leases.lock().remove(key).unwrap_or_default() {
-            let namespace = self.parts.containerd.namespace(&lease.namespace);
-            self.parts.tasks.spawn(async move {
-                if let Err(error) = namespace.delete_lease(&lease.id).await {
-                    // It expires by itself.
-                    tracing::debug!(error = &error as &dyn std::error::Error, "lease not released");
-                }
-            });
-        }
     }
 
     fn report(&self, request: &Request, found: &Found, end: (Outcome, &'static str), took: Duration) {
@@ -587,6 +512,9 @@ impl Layers {
         let pull =
             self.images.lock().get(&(request.namespace.clone(), found.image.manifest.clone())).cloned();
         let job = pull.and_then(|pull| pull.jobs.lock().get(&found.index).cloned());
+        if outcome == Outcome::HandedOver {
+            job.iter().for_each(|job| job.set_awaited());
+        }
         let bytes = job.map(|job| job.pull.status().bytes).unwrap_or_default();
         tracing::info!(
             layer = %layer.descriptor.digest,

@@ -6,6 +6,7 @@ mod architecture;
 mod containerd;
 mod lab;
 mod origin;
+mod real_handover;
 mod real_image;
 mod real_pull;
 mod real_stock;

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -32,7 +33,7 @@ impl<'a> Pulled<'a> {
     }
 
     /// Each layer once, however often the image has it.
-    fn blobs(&self) -> Vec<(String, u64)> {
+    pub(crate) fn blobs(&self) -> Vec<(String, u64)> {
         let mut blobs: Vec<_> =
             self.image.layers.iter().map(|layer| (layer.blob.digest.clone(), layer.blob.size)).collect();
         blobs.sort();
@@ -66,8 +67,9 @@ impl<'a> Pulled<'a> {
     }
 
     fn left_the_registry(&self, check: impl Fn(&str, u64, u64, &[String])) {
-        let (repository, _) = self.image.name.rsplit_once(':').expect("a published name has a tag");
-        let reads = self.lab.registry().blob_reads(repository);
+        // From any repository: what images share is fetched from one of them.
+        let requests = self.lab.registry().requests();
+        let reads: Vec<_> = requests.iter().filter(|request| request.method == "GET").collect();
         for (digest, size) in self.blobs() {
             let of_it: Vec<_> = reads.iter().filter(|read| read.uri.contains(&digest)).collect();
             let agents: Vec<String> = of_it.iter().map(|read| read.user_agent.clone()).collect();
@@ -175,4 +177,47 @@ pub(crate) fn discard_unpacked_layers(lab: &Lab, node: &mut Node) {
     node.containerd.stop().unwrap();
     fs::write(&config, text).unwrap();
     node.containerd.start_again().unwrap();
+}
+
+/// A pull through CRI that goes on in a process of its own. Killed when dropped.
+pub(crate) struct Pulling(Option<Child>);
+
+impl Pulling {
+    pub(crate) fn start(node: &Node, image: &str) -> Self {
+        let mut pull = node.cri.command(&["pull", image]);
+        Self(Some(pull.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.0.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end; what it said if it failed.
+    pub(crate) fn end(mut self) -> Result<(), String> {
+        let ended = self.0.take().unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        if ended.status.success() { Ok(()) } else { Err(said) }
+    }
+}
+
+impl Drop for Pulling {
+    fn drop(&mut self) {
+        if let Some(mut client) = self.0.take() {
+            client.kill().unwrap();
+            client.wait().unwrap();
+        }
+    }
+}
+
+/// What the node's Flotilla has logged so far, without colours.
+pub(crate) fn log(node: &Node) -> String {
+    fs::read_to_string(node.daemon().unwrap().log()).unwrap()
+}
+
+/// Starts a stopped daemon, and waits until containerd, which backs off for seconds, has found it again. Where systemd
+/// holds the socket there is no such gap.
+pub(crate) fn start_flotilla(node: &mut Node) {
+    node.flotilla().start_again().unwrap();
+    let list = ["snapshots", "--snapshotter", "flotilla", "ls"];
+    eventually("containerd to find Flotilla again", || node.containerd.ctr(&list).is_ok());
 }

@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use super::{End, Limits};
 use crate::oci::Digest;
 
-/// Most refs at a time, those that were yielded included: eight pulls of 128 layers. Each costs a stream and a
-/// task; beyond, containerd fetches by itself.
+/// Most refs at a time, those that were yielded included: eight pulls of 128 layers. Each costs a stream and a task;
+/// beyond, containerd fetches by itself.
 const REFS_MAX: usize = 1024;
 
 /// How long a ref that was held up to a limit is left to containerd: as long as a pull goes on after its client
