@@ -23,7 +23,6 @@ use crate::{
     piece::PieceLayout,
     pull::{Metrics, Pulls, Want},
     store::Store,
-    swarm::Trackers,
 };
 
 /// Ends a test that would hang; nothing waits for it.
@@ -170,12 +169,10 @@ impl Crowd {
             ..crate::origin::Settings::default()
         })
         .unwrap();
-        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
         let pulls = Pulls::new(crate::pull::Parts {
             store: store.clone(),
             origin,
             mesh: mesh.clone(),
-            trackers,
             tasks: tasks.clone(),
             stop: stop.clone(),
             metrics: Metrics::default(),
