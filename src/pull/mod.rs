@@ -63,7 +63,6 @@ pub struct Parts {
     pub store: Store,
     pub origin: Origin,
     pub mesh: Mesh,
-    pub trackers: Trackers,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     pub metrics: Metrics,
@@ -176,9 +175,11 @@ pub enum Here {
 }
 
 impl Pulls {
+    /// Starts the trackers of this node as well; they end with `stop`.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, origin, mesh, trackers, tasks, stop, metrics, settings } = parts;
+        let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
+        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
         let (buffers, flights, banned) = (Semaphore::new(BUFFERS_MIB), Mutex::default(), Mutex::default());
         Self(Arc::new(Shared {
             store,

@@ -15,6 +15,8 @@ mod trackers;
 pub use trackers::{Seat, TrackError, Trackers};
 
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]
 mod sim;
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]
 mod tests;

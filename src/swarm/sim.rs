@@ -33,6 +33,9 @@ fn piece(index: u32, lie: u32) -> Statement {
     blake3::hash(&[index.to_le_bytes(), lie.to_le_bytes()].concat())
 }
 
+/// The order, how far in it, and the bytes of the piece that is read.
+type Auditing = (Vec<(u32, Statement, String)>, usize, f64);
+
 /// What is wrong with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -58,7 +61,7 @@ struct Node {
     uploads: Vec<Upload>,
     waiting: VecDeque<Upload>,
     reads: Vec<Read>,
-    audit: Option<(Vec<(u32, Statement, String)>, usize, f64)>,
+    audit: Option<Auditing>,
     unclosed: bool,
     finished: Option<u64>,
     failed: Option<String>,
@@ -91,7 +94,6 @@ enum Message {
 pub(super) struct Sim {
     start: Instant,
     tick: u64,
-    digest: Digest,
     layout: PieceLayout,
     nodes: Vec<Node>,
     /// By the node that runs it.
@@ -146,7 +148,6 @@ impl Sim {
             tick: 0,
             layout: PieceLayout::of(len),
             nodes: faults.iter().enumerate().map(node).collect(),
-            digest,
             swarms: BTreeMap::new(),
             messages: VecDeque::new(),
             origin_bytes: 0.0,

@@ -23,7 +23,6 @@ use crate::{
     piece::PieceLayout,
     pull::{Metrics, Pulls, Want},
     store::Store,
-    swarm::Trackers,
 };
 
 /// Ends a test that would hang; nothing waits for it.
@@ -66,18 +65,19 @@ impl Registry {
         let (connections, stop) = (tasks.clone(), stop.clone());
         tasks.spawn(async move {
             while let Some(Ok((tcp, _))) = stop.run_until_cancelled(listener.accept()).await {
-                let (registry, stop) = (self.clone(), stop.clone());
-                connections.spawn(async move {
-                    let service = service_fn(move |request| {
-                        let registry = registry.clone();
-                        async move { Ok::<_, std::convert::Infallible>(registry.answer(&request)) }
-                    });
-                    let http1 = hyper::server::conn::http1::Builder::new();
-                    stop.run_until_cancelled(http1.serve_connection(TokioIo::new(tcp), service)).await;
-                });
+                connections.spawn(self.clone().speak(tcp, stop.clone()));
             }
         });
         address
+    }
+
+    async fn speak(self: Arc<Self>, tcp: TcpStream, stop: CancellationToken) {
+        let service = service_fn(move |request| {
+            let registry = self.clone();
+            async move { Ok::<_, std::convert::Infallible>(registry.answer(&request)) }
+        });
+        let http1 = hyper::server::conn::http1::Builder::new();
+        stop.run_until_cancelled(http1.serve_connection(TokioIo::new(tcp), service)).await;
     }
 
     fn bytes_sent(&self) -> usize {
@@ -169,12 +169,10 @@ impl Crowd {
             ..crate::origin::Settings::default()
         })
         .unwrap();
-        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
         let pulls = Pulls::new(crate::pull::Parts {
             store: store.clone(),
             origin,
             mesh: mesh.clone(),
-            trackers,
             tasks: tasks.clone(),
             stop: stop.clone(),
             metrics: Metrics::default(),

@@ -10,6 +10,7 @@
 //! it; a piece that does not fit is asked of the sponsor itself, and a sponsor that cannot give it loses the
 //! chain and whatever it vouched for.
 
+mod action;
 mod choose;
 mod doubt;
 mod peers;
@@ -21,84 +22,13 @@ use std::{
 
 use rand::{SeedableRng, rngs::SmallRng};
 
+pub use self::action::{Action, Check, Fetched, Setting};
 use self::peers::Peer;
 use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run};
 use crate::{
     mesh::Member,
-    oci::Digest,
     piece::{PieceLayout, PieceSet, Statement},
 };
-
-/// How a piece from a peer is checked when it arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Check {
-    Statement(Statement),
-    Chain,
-}
-
-/// What became of a request to a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetched {
-    /// It passed its check and is stored.
-    Good(Statement),
-    Wrong,
-    /// The peer does not have it.
-    Absent,
-    /// The peer's upload slots are taken.
-    Busy,
-    Failed,
-}
-
-/// What the shell shall do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    Fetch {
-        peer: Member,
-        index: u32,
-        check: Check,
-    },
-    /// And check the pieces that are here with it: the answer is [`Exchange::chain_checked`].
-    FetchChain {
-        peer: Member,
-    },
-    /// The chain was a lie, or cannot be told from one.
-    DropChain,
-    ReadOrigin {
-        run: Run,
-    },
-    StopOrigin {
-        run: Run,
-    },
-    Tell(Report),
-    /// The piece is not what it should be: it leaves the store, and readers behind it rewind.
-    Forget {
-        index: u32,
-    },
-    /// Read these from the origin, in this order, until one differs; then judge its voucher.
-    Audit {
-        order: Vec<(u32, Statement, Name)>,
-    },
-    /// `voucher` stated `wrong` for a piece whose true bytes are known: if it says so itself, ban it.
-    Judge {
-        voucher: Name,
-        index: u32,
-        wrong: Statement,
-    },
-    Fail {
-        reason: String,
-    },
-}
-
-/// Who this pull is.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    pub digest: Digest,
-    pub blob_len: u64,
-    pub me: Member,
-    pub reads_origin: bool,
-    /// Breaks ties between pieces and between peers.
-    pub seed: u64,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {

@@ -1,0 +1,130 @@
+//! Who holds which piece, under whose statement, and who is put out.
+
+use std::time::Instant;
+
+use super::{REFUSERS, Swarm};
+use crate::{
+    piece::PieceSet,
+    swarm::message::{Event, Handle, Held, Name},
+};
+
+impl Swarm {
+    pub(super) fn remove(&mut self, handle: Handle) {
+        let Some(puller) = self.members.remove(&handle) else { return };
+        self.polled.remove(&puller.member.name);
+        self.release_all(handle);
+        for index in puller.have.iter() {
+            self.less_one_holder(index);
+        }
+        self.audit.left(handle);
+        self.tell_others(handle, &Event::Gone { handle });
+    }
+
+    pub(super) fn less_one_holder(&mut self, index: u32) {
+        let piece = &mut self.pieces[index as usize];
+        piece.holders -= 1;
+        if piece.holders == 0 {
+            piece.stated = None;
+        }
+    }
+
+    pub(super) fn held(&mut self, handle: Handle, held: Held, now: Instant) {
+        let puller = self.puller(handle);
+        puller.to_announce = puller.to_announce.saturating_sub(1);
+        if puller.to_announce == 0 {
+            let name = puller.member.name.clone();
+            self.polled.remove(&name);
+        }
+        let name = self.puller(handle).member.name.clone();
+        if self.discredited.contains(&held.voucher) {
+            return;
+        }
+        let index = held.index;
+        let piece = &mut self.pieces[index as usize];
+        match &piece.stated {
+            // The first statement stands; whoever holds other bytes is no holder of this piece.
+            Some((statement, _)) if *statement != held.statement => return,
+            Some(_) => {}
+            None => {
+                piece.stated = Some((held.statement, held.voucher.clone()));
+                self.tell_others(handle, &Event::Stated(held.clone()));
+            }
+        }
+        let puller = self.puller(handle);
+        if puller.have.insert(index) {
+            puller.read += u32::from(held.voucher == name);
+            self.pieces[index as usize].holders += 1;
+            self.tell_others(handle, &Event::Arrived { handle, pieces: vec![index] });
+        }
+        self.progress(handle, index, now);
+    }
+
+    pub(super) fn whole(&mut self, handle: Handle) {
+        let count = self.layout.count();
+        let puller = self.puller(handle);
+        if puller.whole {
+            return;
+        }
+        puller.whole = true;
+        puller.unclosed = false;
+        puller.to_announce = 0;
+        let missing: Vec<u32> = puller.have.missing().collect();
+        puller.have = PieceSet::full(count);
+        let name = puller.member.name.clone();
+        self.polled.remove(&name);
+        for index in missing {
+            self.pieces[index as usize].holders += 1;
+        }
+        self.tell_others(handle, &Event::Whole { handle });
+    }
+
+    pub(super) fn lost(&mut self, handle: Handle, index: u32) {
+        let puller = self.puller(handle);
+        puller.whole = false;
+        if puller.have.remove(index) {
+            self.less_one_holder(index);
+            self.tell_others(handle, &Event::PieceLost { handle, index });
+        }
+    }
+
+    /// `by` got wrong bytes or none from `handle`, three times.
+    pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
+        let Some(puller) = self.members.get_mut(&handle) else { return };
+        puller.refused_by.insert(by);
+        let refusers = puller.refused_by.len();
+        let unfinished = self.members.iter().filter(|(h, p)| **h != handle && !p.whole).count();
+        if refusers >= REFUSERS.min(unfinished) {
+            self.discredit(handle);
+        }
+    }
+
+    /// The member is put out and not taken back. What it vouched for and others hold stays, unless the origin
+    /// convicted it.
+    pub(super) fn discredit(&mut self, handle: Handle) {
+        let Some(puller) = self.members.get(&handle) else { return };
+        let name = puller.member.name.clone();
+        tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
+        self.remove(handle);
+        self.discredited.insert(name);
+    }
+
+    /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.
+    pub(super) fn drop_vouched(&mut self, voucher: &Name) {
+        for index in 0..self.layout.count() {
+            let stated = &self.pieces[index as usize].stated;
+            if stated.as_ref().is_none_or(|(_, by)| by != voucher) {
+                continue;
+            }
+            self.pieces[index as usize].stated = None;
+            for puller in self.members.values_mut().filter(|puller| !puller.whole) {
+                if puller.have.remove(index) {
+                    self.pieces[index as usize].holders -= 1;
+                }
+            }
+        }
+        for puller in self.members.values_mut() {
+            puller.unclosed = false;
+        }
+        self.tell_others(0, &Event::Dropped { voucher: voucher.clone() });
+    }
+}
