@@ -30,7 +30,6 @@ use crate::{
     pull::{self, Pulls},
     snapshot::{self, Snapshots},
     store::{self, Store},
-    swarm::Trackers,
 };
 
 /// How long a stop waits for what is under way. Nothing that is committed depends on it; systemd kills after 90 s.
@@ -143,9 +142,7 @@ impl Daemon {
         let bound = mesh_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let known = identity.as_ref().ok();
         let mesh = Mesh::new(modules::mesh(settings, known, bound)?, known.cloned(), generation);
-        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
         let pulls = Pulls::new(pull::Parts {
-            trackers,
             store: store.clone(),
             origin: origin.clone(),
             mesh: mesh.clone(),

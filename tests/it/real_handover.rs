@@ -12,7 +12,7 @@ use crate::{
     },
     real_image::{
         Pulled, Pulling, chain_ids, discard_unpacked_layers, eventually, layers_counted, log, snapshots,
-        stored,
+        start_flotilla, stored,
     },
 };
 

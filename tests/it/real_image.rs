@@ -218,6 +218,8 @@ pub(crate) fn log(node: &Node) -> String {
 /// holds the socket there is no such gap.
 pub(crate) fn start_flotilla(node: &mut Node) {
     node.flotilla().start_again().unwrap();
-    let list = ["snapshots", "--snapshotter", "flotilla", "ls"];
-    eventually("containerd to find Flotilla again", || node.containerd.ctr(&list).is_ok());
+    let snapshots = ["snapshots", "--snapshotter", "flotilla"];
+    let ask = |what: &str| node.containerd.ctr(&[&snapshots[..], &[what, "probe"]].concat());
+    eventually("containerd to find Flotilla again", || ask("prepare").is_ok());
+    ask("rm").unwrap();
 }
