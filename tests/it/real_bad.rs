@@ -1,0 +1,220 @@
+//! What is wrong with disks, images and neighbours: one clear line, nothing lost, and containerd's own pull still
+//! works.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::json;
+
+use crate::{
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::{Blob, Compression, Layer, Published},
+        node::Node,
+        samples,
+        story::on_every_containerd,
+    },
+    real_image::{Pulled, eventually, layers_counted, log, stored_path},
+};
+
+on_every_containerd!(
+    layers_that_are_not_ours_are_declined,
+    an_image_that_lies_fails_as_without_us,
+    a_full_store_leaves_the_pull_to_containerd,
+    removing_an_image_frees_a_full_disk,
+    a_full_disk_fails_the_pull_and_nothing_else,
+    a_place_that_is_taken_is_named,
+);
+
+/// An image whose middle layer has another media type than ours.
+fn with_media_type(lab: &Lab, name: &str, media_type: &str) -> Published {
+    let images = lab.images();
+    let mut odd = samples::noise(images, 300_000, 41).unwrap();
+    odd.blob = Blob { media_type: media_type.to_owned(), ..odd.blob };
+    let above = samples::noise(images, 300_000, 42).unwrap();
+    let layers: [Layer; 3] = [samples::busybox(images, Compression::Gzip).unwrap(), odd, above];
+    images.publish(name, &layers, &["/bin/ls", "/noise"]).unwrap()
+}
+
+fn layers_that_are_not_ours_are_declined(lab: &Lab, containerd: Programs) {
+    let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let image = with_media_type(lab, "odd/foreign:v1", foreign);
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name("odd/foreign:v1")).unwrap();
+    let metrics = node.daemon().unwrap().metrics().unwrap();
+    let foreign = metrics.sum("flotilla_layers_total", &["outcome=\"declined\"", "reason=\"foreign\""]);
+    assert_eq!(foreign, 1.0, "{}", metrics.page());
+    let reads = lab.registry().blob_reads("odd/foreign");
+    for (index, by) in ["flotilla/", "containerd/", "flotilla/"].into_iter().enumerate() {
+        let layer = &image.layers[index].blob;
+        let of_it: Vec<_> = reads.iter().filter(|read| read.uri.contains(&layer.digest)).collect();
+        assert!(of_it.iter().all(|read| read.user_agent.starts_with(by)), "layer {index}: {of_it:?}");
+        assert_eq!(of_it.iter().map(|read| read.body_bytes).sum::<u64>(), layer.size, "layer {index}");
+    }
+    let ls = Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/ls", "/noise"]);
+    assert_eq!(ls.lines().count(), 2);
+}
+
+fn an_image_that_lies_fails_as_without_us(lab: &Lab, containerd: Programs) {
+    let good = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let liars = liars(lab);
+    let ours = lab.node(&containerd).alone().start().unwrap();
+    let stock = lab.node(&containerd).stock().start().unwrap();
+    for name in liars {
+        let name = lab.name(&name);
+        let (here, there) = (ours.pull(&name), stock.pull(&name));
+        assert_eq!(here.is_ok(), there.is_ok(), "{name}: with us {here:?}, without {there:?}");
+        assert!(here.is_err(), "{name} should not be pulled by anybody");
+    }
+    ours.pull(&lab.name("demo/small:v1")).unwrap();
+    Pulled::new(lab, &ours, &good).is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
+}
+
+/// Images of which something is not as it is said.
+fn liars(lab: &Lab) -> Vec<String> {
+    let images = lab.images();
+    let busybox = samples::busybox(images, Compression::Gzip).unwrap();
+    let publish = |name: &str, layer: &Layer| {
+        images.publish(name, &[busybox.clone(), layer.clone()], &["/bin/sh"]).unwrap();
+        name.to_owned()
+    };
+    let mut longer = samples::noise(images, 100_000, 51).unwrap();
+    longer.blob.size += 1000;
+    let mut shorter = samples::noise(images, 100_000, 52).unwrap();
+    shorter.blob.size -= 1000;
+    let mut other_diff = samples::noise(images, 100_000, 53).unwrap();
+    other_diff.diff_id = busybox.diff_id.clone();
+    let absent = samples::noise(images, 100_000, 54).unwrap();
+    fs::remove_file(images.path(&absent.blob.digest)).unwrap();
+    let rotten = samples::noise(images, 2 << 20, 55).unwrap();
+    let mut bytes = fs::read(images.path(&rotten.blob.digest)).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(images.path(&rotten.blob.digest), bytes).unwrap();
+    vec![
+        publish("liar/longer:v1", &longer),
+        publish("liar/shorter:v1", &shorter),
+        publish("liar/other-diff:v1", &other_diff),
+        publish("liar/absent:v1", &absent),
+        publish("liar/rotten:v1", &rotten),
+        fewer_diffs(lab, &busybox),
+    ]
+}
+
+/// An image whose config knows of fewer layers than its manifest.
+fn fewer_diffs(lab: &Lab, busybox: &Layer) -> String {
+    let images = lab.images();
+    let second = samples::noise(images, 100_000, 56).unwrap();
+    let honest = images.publish("liar/fewer:v0", &[busybox.clone()], &["/bin/sh"]).unwrap();
+    let layers = [busybox.blob.descriptor(), second.blob.descriptor()];
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": honest.config.descriptor(),
+        "layers": layers,
+    });
+    let blobs = [&honest.config.digest, &busybox.blob.digest, &second.blob.digest];
+    images.publish_manifest("liar/fewer:v1", &manifest, &blobs.map(String::as_str)).unwrap();
+    "liar/fewer:v1".to_owned()
+}
+
+/// A small file system of its own at `place`; goes with the lab.
+fn small_disk(place: &Path, mib: u32) {
+    fs::create_dir_all(place).unwrap();
+    let size = format!("size={mib}m");
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", &size, "lab"]).arg(place).status().unwrap();
+    assert!(mounted.success());
+}
+
+fn a_full_store_leaves_the_pull_to_containerd(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    small_disk(&lab.dir().join("n1/flotilla/data"), 2);
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    assert!(layers_counted(&node, "declined") > 0.0);
+    let log = log(&node);
+    assert!(log.contains("outcome=\"declined\"") && log.contains("reason=\"no_space\""), "{log}");
+    Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);
+}
+
+/// Bytes free on the file system of a path.
+fn free(place: &Path) -> u64 {
+    let space = rustix::fs::statvfs(place).unwrap();
+    space.f_bavail * space.f_frsize
+}
+
+fn removing_an_image_frees_a_full_disk(lab: &Lab, containerd: Programs) {
+    let image = samples::large_layer(lab.images(), "large/full:v1", 20 << 20).unwrap();
+    let disk = lab.dir().join("n1");
+    small_disk(&disk, 200);
+    let plan = lab.node(&containerd).alone().setting("store", "quota", "\"100MiB\"");
+    let node = plan.setting("store", "keep_free", "\"50%\"").start().unwrap();
+    node.pull(&lab.name("large/full:v1")).unwrap();
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.left_the_registry_once().is_complete().runs(&["/bin/stat", "/noise/7"]);
+    let ballast = free(&disk) - (2 << 20);
+    fs::write(disk.join("ballast"), vec![1; usize::try_from(ballast).unwrap()]).unwrap();
+    let full = free(&disk);
+    node.cri.remove(&lab.name("large/full:v1")).unwrap();
+    // The tree and the one copy of the blob.
+    eventually("the disk to have room again", || {
+        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        free(&disk) >= full + (40 << 20)
+    });
+    assert!(!stored_path(lab, &node, &image.layers[1].blob.digest).exists());
+}
+
+fn a_full_disk_fails_the_pull_and_nothing_else(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    samples::large_layer(lab.images(), "large/full:v1", 20 << 20).unwrap();
+    let trees = lab.dir().join("n1/containerd/root/io.containerd.snapshotter.v1.flotilla");
+    small_disk(&trees, 12);
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    let refused = node.pull(&lab.name("large/full:v1")).unwrap_err().to_string();
+    assert!(refused.contains("no space left on device"), "{refused}");
+    let log = log(&node);
+    assert!(log.contains("layer tree refused") && log.contains("No space left on device"), "{log}");
+    let staging = trees.join("staging");
+    eventually("the half-built tree to go", || fs::read_dir(&staging).unwrap().count() == 0);
+    Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);
+}
+
+fn a_place_that_is_taken_is_named(lab: &Lab, containerd: Programs) {
+    let node = lab.node(&containerd).alone().start().unwrap();
+    let refused = |settings: &[(&str, &str, &Path)]| second_daemon(lab, &node, settings);
+    let other = |name: &str| lab.dir().join("other").join(name);
+    let (data, run, trees) = (other("data"), other("run"), other("trees"));
+    let said = refused(&[("node", "run_dir", &run), ("containerd", "snapshot_root", &trees)]);
+    assert!(said.contains("in use by another daemon") && said.contains("n1/flotilla/data"), "{said}");
+    let said = refused(&[("node", "run_dir", &run), ("node", "data_dir", &data)]);
+    assert!(said.contains("in use by another daemon") && said.contains("snapshotter.v1.flotilla"), "{said}");
+    let said = refused(&[("node", "data_dir", &data), ("containerd", "snapshot_root", &trees)]);
+    assert!(said.contains("something else listens on") && said.contains("snapshots.sock"), "{said}");
+    let read_only = other("read-only");
+    small_disk(&read_only, 1);
+    let remount = ["-o", "remount,ro"];
+    assert!(Command::new("mount").args(remount).arg(&read_only).status().unwrap().success());
+    let own = [("node", "run_dir", &*run), ("containerd", "snapshot_root", &*trees)];
+    let said = refused(&[own[0], own[1], ("node", "data_dir", &read_only)]);
+    assert!(said.contains("read-only") && said.contains("data_dir"), "{said}");
+    // The first one has not noticed anything.
+    samples::small(lab.images(), "demo/small:v1").unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    assert_eq!(layers_counted(&node, "intercepted"), 3.0);
+}
+
+/// What a daemon says that is started with the node's settings but for these, and refuses.
+fn second_daemon(lab: &Lab, node: &Node, changes: &[(&str, &str, &Path)]) -> String {
+    let mut settings = node.settings.clone();
+    for (section, key, path) in changes {
+        settings.path(section, key, path);
+    }
+    let config = lab.dir().join("second.toml");
+    fs::write(&config, settings.to_toml()).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+    let ended = serve.args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert!(!ended.status.success());
+    let said = [ended.stdout, ended.stderr].concat();
+    String::from_utf8(said).unwrap()
+}

@@ -1,0 +1,120 @@
+//! Ends and new beginnings in the middle of a pull: of containerd, and of Flotilla.
+
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use crate::{
+    lab::{Lab, containerd::Programs, image::Published, node::Node, samples, story::on_every_containerd},
+    real_image::{Pulled, Pulling, eventually, log, start_flotilla},
+};
+
+on_every_containerd!(
+    containerd_ends_in_the_middle_of_a_pull,
+    flotilla_ends_in_the_middle_of_a_pull,
+    containerd_starts_without_flotilla,
+);
+
+/// How somebody ends.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Stopped,
+    Killed,
+}
+
+/// Busybox, and a layer of eight pieces: 8 s at the rate below.
+fn large(lab: &Lab, name: &str) -> Published {
+    samples::large_layer(lab.images(), name, 8 << 20).unwrap()
+}
+
+fn slow_node(lab: &Lab, containerd: &Programs) -> Node {
+    let plan = lab.node(containerd).alone().setting("registry", "origin_rate", "\"1MiB\"");
+    plan.setting("containerd", "prepare_budget", "\"1s\"").start().unwrap()
+}
+
+/// Waits until some pieces of the image's large layer are on the node's disk.
+fn some_pieces_are_here(lab: &Lab, node: &Node, image: &Published) {
+    let digest = image.layers[1].blob.digest.replace(':', "-");
+    let data = lab.dir().join(&node.name).join("flotilla/data/arriving").join(digest).join("data");
+    eventually("some pieces", || fs::metadata(&data).is_ok_and(|data| data.blocks() * 512 >= 3 << 20));
+}
+
+fn containerd_ends_in_the_middle_of_a_pull(lab: &Lab, containerd: Programs) {
+    for (ending, name) in [(Ending::Stopped, "large/stopped:v1"), (Ending::Killed, "large/killed:v1")] {
+        let image = large(lab, name);
+        let mut node = slow_node(lab, &containerd);
+        let pulling = Pulling::start(&node, &lab.name(name));
+        some_pieces_are_here(lab, &node, &image);
+        match ending {
+            Ending::Stopped => node.containerd.stop().unwrap(),
+            Ending::Killed => node.containerd.kill().unwrap(),
+        }
+        pulling.end().unwrap_err();
+        node.containerd.start_again().unwrap();
+        node.pull(&lab.name(name)).unwrap();
+        Pulled::new(lab, &node, &image).containerd_fetched_none().is_complete().is_one_copy();
+        Pulled::new(lab, &node, &image).runs(&["/bin/stat", "/noise/7"]);
+    }
+}
+
+fn flotilla_ends_in_the_middle_of_a_pull(lab: &Lab, containerd: Programs) {
+    let small = samples::small(lab.images(), "demo/small:v1").unwrap();
+    for (ending, name) in [(Ending::Stopped, "large/stopped:v1"), (Ending::Killed, "large/killed:v1")] {
+        let image = large(lab, name);
+        let mut node = slow_node(lab, &containerd);
+        node.pull(&lab.name("demo/small:v1")).unwrap();
+        // A budget longer than the test, so that containerd waits and fetches nothing.
+        node.flotilla().stop().unwrap();
+        let mut settings = node.settings.clone();
+        node.flotilla().configure(settings.text("containerd", "prepare_budget", "10m")).unwrap();
+        start_flotilla(&mut node);
+        let pulling = Pulling::start(&node, &lab.name(name));
+        some_pieces_are_here(lab, &node, &image);
+        match ending {
+            Ending::Stopped => node.flotilla().stop().unwrap(),
+            Ending::Killed => node.flotilla().kill().unwrap(),
+        }
+        let _a_pull_needs_its_snapshotter = pulling.end();
+        let digest = &image.layers[1].blob.digest;
+        let sent = || -> Vec<u64> {
+            let mut requests = lab.registry().requests();
+            requests.retain(|request| request.method == "GET" && request.uri.contains(digest));
+            requests.iter().map(|request| request.body_bytes).collect()
+        };
+        eventually("the registry to see that nobody reads", || !sent().is_empty());
+        let before = sent().len();
+        start_flotilla(&mut node);
+        node.pull(&lab.name(name)).unwrap();
+        let resumed: u64 = sent()[before..].iter().sum();
+        let size = image.layers[1].blob.size;
+        assert!(
+            resumed > 0 && resumed <= size - (2 << 20),
+            "{resumed} of {size} bytes after it was {ending:?}"
+        );
+        Pulled::new(lab, &node, &image).containerd_fetched_none().is_complete().is_one_copy();
+        Pulled::new(lab, &node, &image).runs(&["/bin/stat", "/noise/7"]);
+        Pulled::new(lab, &node, &small).is_complete().runs(&["/bin/cat", "/etc/lab"]);
+    }
+}
+
+fn containerd_starts_without_flotilla(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name("demo/small:v1");
+    let mut node = lab.node(&containerd).alone().start().unwrap();
+    // The lab starts Flotilla first.
+    eventually("Flotilla to meet containerd", || {
+        let log = log(&node);
+        log.contains("containerd does not answer yet") && log.contains("containerd answers")
+    });
+    eventually("readiness", || node.daemon().unwrap().get("/readyz").unwrap() == "ready\n");
+    node.pull(&name).unwrap();
+    Pulled::new(lab, &node, &image).runs(&["/bin/cat", "/etc/lab"]);
+    node.flotilla().stop().unwrap();
+    node.containerd.stop().unwrap();
+    node.containerd.start_again().unwrap();
+    node.cri.images().unwrap();
+    start_flotilla(&mut node);
+    // CRI has looked for its images while their snapshots were out of reach, and looks again when asked to pull.
+    node.pull(&name).unwrap();
+    node.pull(&lab.name("lab/pause:1")).unwrap();
+    Pulled::new(lab, &node, &image).left_the_registry_once().is_complete().is_one_copy();
+    Pulled::new(lab, &node, &image).runs(&["/bin/cat", "/etc/lab"]);
+}
