@@ -1,11 +1,14 @@
 //! Wires the modules from the settings, runs them, drains them.
 
+mod build;
+mod doors;
 mod modules;
 mod report;
 mod run;
 mod schema;
 mod settings;
 mod sockets;
+mod upkeep;
 
 pub use run::{RunError, run};
 pub use settings::{DEFAULT_FILE, Settings, SettingsError};

@@ -1,0 +1,141 @@
+//! All modules, made from the settings and handed to each other.
+
+use std::{sync::Arc, time::SystemTime};
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Settings, modules, run::RunError, sockets};
+use crate::{
+    containerd::Client,
+    identity::{self, Identity, IdentityError},
+    layer::{
+        self, AdoptParts, Adopter, Layers,
+        hold::{self, Holder},
+        intercept::Catalog,
+    },
+    mesh::Mesh,
+    origin::Origin,
+    pull::{self, Pulls},
+    snapshot::Snapshots,
+    store::Store,
+};
+
+/// All modules, wired.
+pub(super) struct Daemon {
+    pub(super) metrics: Arc<Registry>,
+    pub(super) store: Store,
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) origin: Origin,
+    pub(super) identity: Result<Identity, Arc<IdentityError>>,
+    pub(super) mesh: Mesh,
+    /// Bound already, since members are told its port.
+    pub(super) mesh_listener: Option<TcpListener>,
+    pub(super) pulls: Pulls,
+    pub(super) layers: Arc<Layers>,
+    pub(super) containerd: Client,
+}
+
+/// What every module is built with.
+pub(super) struct Build<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) tasks: &'a TaskTracker,
+    pub(super) stop: &'a CancellationToken,
+}
+
+impl Build<'_> {
+    pub(super) async fn daemon(&self) -> Result<Daemon, RunError> {
+        let mut metrics = Registry::default();
+        let store = self.store()?;
+        let snapshots = self.snapshots()?;
+        let origin = Origin::new(modules::origin(self.settings)).map_err(RunError::Origin)?;
+        let identity = identity::load(&modules::identity(self.settings), SystemTime::now()).map_err(Arc::new);
+        let (mesh, mesh_listener) = self.mesh(identity.as_ref().ok()).await?;
+        let pulls = Pulls::new(pull::Parts {
+            store: store.clone(),
+            origin: origin.clone(),
+            mesh: mesh.clone(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+            metrics: pull::Metrics::register(&mut metrics),
+            settings: pull::Settings::default(),
+        });
+        let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
+        let made = Made { containerd: &containerd, store: &store, snapshots: &snapshots, pulls: &pulls };
+        let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
+        Ok(Daemon {
+            metrics: Arc::new(metrics),
+            store,
+            snapshots,
+            origin,
+            identity,
+            mesh,
+            mesh_listener,
+            pulls,
+            layers,
+            containerd,
+        })
+    }
+
+    fn store(&self) -> Result<Store, RunError> {
+        let path = self.settings.path("node.data_dir").unwrap_or_default();
+        let store = Store::open(modules::store(self.settings, &path)?);
+        store.map_err(|source| RunError::Store { path, source })
+    }
+
+    fn snapshots(&self) -> Result<Arc<Snapshots>, RunError> {
+        let path = self.settings.path("containerd.snapshot_root").unwrap_or_default();
+        let snapshots = Snapshots::open_with(modules::snapshots(self.settings, &path));
+        snapshots.map(Arc::new).map_err(|source| RunError::Snapshots { path, source })
+    }
+
+    async fn mesh(&self, identity: Option<&Identity>) -> Result<(Mesh, Option<TcpListener>), RunError> {
+        let listener = match identity {
+            Some(_) => Some(sockets::listen(modules::mesh_listen(self.settings), "mesh.listen").await?),
+            None => None,
+        };
+        let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let generation = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
+        let settings = modules::mesh(self.settings, identity, bound)?;
+        Ok((Mesh::new(settings, identity.cloned(), generation), listener))
+    }
+
+    fn layers(&self, made: &Made<'_>, metrics: layer::Metrics) -> Arc<Layers> {
+        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        let adopter = Adopter::start(AdoptParts {
+            containerd: made.containerd.clone(),
+            store: made.store.clone(),
+            metrics: metrics.clone(),
+            namespaces: self.settings.texts("containerd.namespaces"),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        });
+        let limits = hold::Limits::default();
+        let (holder, endings) = Holder::new(made.containerd.clone(), tasks.clone(), stop.clone(), limits);
+        let parts = layer::Parts {
+            containerd: made.containerd.clone(),
+            snapshots: Arc::clone(made.snapshots),
+            store: made.store.clone(),
+            pulls: made.pulls.clone(),
+            catalog: Arc::new(Catalog::new(made.containerd.clone())),
+            holder,
+            adopter,
+            tasks,
+            stop,
+            metrics,
+        };
+        let layers = Arc::new(Layers::new(parts, modules::layers(self.settings)));
+        self.tasks.spawn(Arc::clone(&layers).watch_holds(endings));
+        layers
+    }
+}
+
+/// What layers are made with.
+struct Made<'a> {
+    containerd: &'a Client,
+    store: &'a Store,
+    snapshots: &'a Arc<Snapshots>,
+    pulls: &'a Pulls,
+}

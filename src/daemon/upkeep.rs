@@ -1,0 +1,124 @@
+//! What happens again and again while the daemon runs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::build::Daemon;
+use crate::{
+    containerd::Client,
+    door,
+    identity::Identity,
+    store::{Linked, Store, Swept},
+};
+
+/// How often the store looks at its limits: bytes that containerd has dropped on a full disk are to be free within
+/// 10 s, so that kubelet's image garbage collection sees them.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the certificate files are looked at; a rotation is seen within this time.
+const RELOAD_EVERY: Duration = Duration::from_secs(10);
+
+/// Limits of the store, pulls to forget, directories of removed snapshots.
+pub(super) fn start(daemon: Daemon, tasks: &TaskTracker, stop: &CancellationToken) {
+    tasks.spawn(Arc::clone(&daemon.snapshots).keep_clean(stop.clone()));
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let mut tick = tokio::time::interval(SWEEP_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            daemon.layers.sweep(Instant::now());
+            let store = daemon.store.clone();
+            let swept = tokio::task::spawn_blocking(move || store.sweep(SystemTime::now()));
+            say(&swept.await.expect("sweeping does not panic"));
+        }
+    });
+}
+
+fn say(swept: &Swept) {
+    for removed in &swept.removed {
+        let (digest, freed) = (&removed.digest, removed.freed);
+        tracing::info!(%digest, freed, why = ?removed.why, arriving = removed.partial, "blob removed");
+    }
+}
+
+/// Takes new certificates into use as they come.
+pub(super) async fn rotate(identity: Identity, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(RELOAD_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        match identity.reload(SystemTime::now()) {
+            Ok(true) => tracing::info!(name = identity.name(), "new certificate in use"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the certificate files changed and cannot be used; the old certificate stays in use"
+            ),
+        }
+    }
+}
+
+/// Says in one line when containerd goes and when it comes.
+pub(super) async fn watch_containerd(
+    client: Client,
+    store: Store,
+    absent: Arc<Mutex<Option<String>>>,
+    stop: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    let mut before: Option<bool> = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let reason = match client.version().await {
+            Ok(version) => {
+                if before != Some(true) {
+                    tracing::info!(%version, "containerd answers");
+                    say_whether_links_work(&client, &store).await;
+                }
+                None
+            }
+            Err(error) => {
+                let reason = door::chain_of(&error);
+                if before != Some(false) {
+                    tracing::warn!(
+                        reason,
+                        "containerd does not answer yet; pulls go on without interception"
+                    );
+                }
+                Some(reason)
+            }
+        };
+        before = Some(reason.is_none());
+        *absent.lock() = reason;
+    }
+}
+
+/// One copy of a blob on disk takes a hard link between containerd's store and ours.
+async fn say_whether_links_work(client: &Client, store: &Store) {
+    let Ok(root) = client.content_root().await else { return };
+    match store.links_with(&root) {
+        Ok(Linked::Linked) => {}
+        Ok(Linked::Copied) => tracing::warn!(
+            content = %root.display(),
+            "node.data_dir is on another file system or mount than containerd's content: every blob takes its \
+             space twice; put node.data_dir on that file system"
+        ),
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot compare file systems")
+        }
+    }
+}
