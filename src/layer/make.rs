@@ -169,15 +169,16 @@ impl Job {
         self.handed_over.load(Ordering::Acquire)
     }
 
-    /// Only what is there already is left of it, or the reason why nothing is: who wants the layer now needs
-    /// another job.
-    pub(super) fn is_spent(&self) -> bool {
+    /// The layer is where it should be, as far as this job is concerned.
+    pub(super) fn is_done(&self) -> bool {
         let Progress { content, tree } = &*self.progress.borrow();
-        match content {
-            Content::Pending => false,
-            Content::Failed { .. } => true,
-            Content::Present | Content::Unwanted => !matches!(tree, Tree::Building | Tree::Ready),
-        }
+        let stored = matches!(content, Content::Present | Content::Unwanted);
+        stored && !matches!(tree, Tree::Building | Tree::Ready)
+    }
+
+    /// Done or failed: who wants the layer now needs another job.
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_done() || matches!(self.progress.borrow().content, Content::Failed { .. })
     }
 
     pub(super) fn lease(&self) -> Option<String> {

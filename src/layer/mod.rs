@@ -241,12 +241,17 @@ impl Layers {
         self.release_leases(key);
     }
 
-    /// Forgets pulls of images in which nothing happens any more.
+    /// Forgets layers that are done, and pulls of images in which nothing happens any more.
     pub fn sweep(&self, now: Instant) {
         self.images.lock().retain(|_, pull| {
             let state = pull.state.lock();
             let idle = now.saturating_duration_since(state.last_seen) >= IMAGE_LINGER;
-            let working = pull.jobs.lock().values().any(|job| job.is_handed_over() && !settled(job));
+            let mut jobs = pull.jobs.lock();
+            if !state.budget.is_waiting() {
+                // They keep blobs open, whose bytes would not come free where somebody removes the image.
+                jobs.retain(|_, job| !job.is_done());
+            }
+            let working = jobs.values().any(|job| job.is_handed_over() && !settled(job));
             state.budget.is_waiting() || working || !idle
         });
         self.jobs.lock().retain(|_, job| job.strong_count() > 0);

@@ -11,7 +11,7 @@
 mod read;
 mod write;
 
-use std::{collections::HashSet, path::Path, time::Duration};
+use std::{collections::HashSet, fs::File, io, path::Path, time::Duration};
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -51,6 +51,11 @@ const TABLES: &str = "
 /// The lock on the root keeps other daemons out; a person's `sqlite3` may still hold the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Bytes of disk kept for the log, so that on a full disk a snapshot can still be removed, which is what frees it.
+/// SQLite writes the log back after 1000 pages of 4 KiB and then begins it anew; a little more for the last
+/// transaction.
+const LOG_BYTES: u64 = 5 << 20;
+
 #[derive(Debug)]
 pub(super) struct Records {
     writer: Mutex<Connection>,
@@ -71,6 +76,9 @@ impl Records {
         }
         let reader = connect(path).map_err(failed)?;
         reader.pragma_update(None, "query_only", true).map_err(failed)?;
+        if let Err(error) = keep_room_for_log(path) {
+            tracing::warn!(path = %path.display(), %error, "no room kept for the log of snapshot records: a full disk will refuse removals as well");
+        }
         Ok(Self { writer: Mutex::new(writer), reader: Mutex::new(reader) })
     }
 
@@ -92,6 +100,14 @@ impl Records {
     pub(super) fn name_of(&self, id: i64) -> rusqlite::Result<String> {
         self.reader.lock().query_row("SELECT name FROM snapshots WHERE id = ?1", [id], |row| row.get(0))
     }
+}
+
+/// Reserves blocks behind the end of the log. No lock of SQLite's is on that file, so that closing it here is safe.
+fn keep_room_for_log(records: &Path) -> io::Result<()> {
+    let mut log = records.as_os_str().to_owned();
+    log.push("-wal");
+    let log = File::options().write(true).open(log)?;
+    Ok(rustix::fs::fallocate(&log, rustix::fs::FallocateFlags::KEEP_SIZE, 0, LOG_BYTES)?)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -168,7 +168,7 @@ fn a_full_disk_fails_the_pull_and_nothing_else(lab: &Lab, containerd: Programs) 
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
     samples::large_layer(lab.images(), "large/full:v1", 20 << 20).unwrap();
     let trees = lab.dir().join("n1/containerd/root/io.containerd.snapshotter.v1.flotilla");
-    small_disk(&trees, 12);
+    small_disk(&trees, 20);
     let node = lab.node(&containerd).alone().start().unwrap();
     node.pull(&lab.name("demo/small:v1")).unwrap();
     let refused = node.pull(&lab.name("large/full:v1")).unwrap_err().to_string();
@@ -177,6 +177,11 @@ fn a_full_disk_fails_the_pull_and_nothing_else(lab: &Lab, containerd: Programs) 
     assert!(log.contains("layer tree refused") && log.contains("No space left on device"), "{log}");
     let staging = trees.join("staging");
     eventually("the half-built tree to go", || fs::read_dir(&staging).unwrap().count() == 0);
+    // What was half made goes although nothing can be written, and the node works again.
+    eventually("room for a sandbox", || {
+        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        node.run(&lab.name("demo/small:v1"), &["/bin/cat", "/etc/lab"]).is_ok()
+    });
     Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);
 }
 
