@@ -332,7 +332,11 @@ impl Layers {
                 self.hand_over(pull, request).await;
                 (Outcome::HandedOver, reason)
             }
-            (_, Tree::Dropped) => (Outcome::HandedOver, "budget"),
+            (_, Tree::Dropped) => {
+                // An earlier Prepare handed the layer over; the refs of those above may have been given up since.
+                self.hand_over(pull, request).await;
+                (Outcome::HandedOver, "budget")
+            }
             (_, Tree::Ready | Tree::Taken | Tree::Building) => self.claim(pull, job, request).await,
         })
     }
