@@ -15,8 +15,9 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    ImagePull, Layers, Outcome, Request,
+    Layers, Outcome, Request,
     hold::{Ended, Held, Wanted},
+    image_pull::ImagePull,
     make::{self, Content, Job},
 };
 

@@ -169,6 +169,11 @@ impl Job {
         self.handed_over.load(Ordering::Acquire)
     }
 
+    /// Nothing more will happen of itself.
+    pub(super) fn is_settled(&self) -> bool {
+        self.progress.borrow().is_settled()
+    }
+
     /// The layer is where it should be, as far as this job is concerned.
     pub(super) fn is_done(&self) -> bool {
         let Progress { content, tree } = &*self.progress.borrow();

@@ -16,12 +16,13 @@ mod adopt;
 mod budget;
 mod handover;
 pub mod hold;
+mod image_pull;
 pub mod intercept;
 mod make;
 mod metrics;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -34,23 +35,19 @@ pub use adopt::{AdoptParts, Adopter};
 pub use metrics::{Metrics, Outcome};
 
 use self::{
-    budget::Budget,
     handover::OwnLease,
-    hold::{Held, Holder, Limits},
-    intercept::{Catalog, Found, Image, LayerOf},
-    make::{Content, Job, Order, Progress, Tree},
+    hold::{Held, Holder},
+    image_pull::{ImagePull, Waiting},
+    intercept::{Catalog, Found, LayerOf},
+    make::{Content, Job, Progress, Tree},
 };
 use crate::{
-    containerd::{Client, VersionError},
+    containerd::Client,
     oci::Digest,
     pull::{PullState as BlobState, Pulls},
-    snapshot::{Info, LABEL_SNAPSHOT_REF, Snapshots},
+    snapshot::{LABEL_SNAPSHOT_REF, Snapshots},
     store::Store,
 };
-
-/// An image's pull is forgotten when nothing has happened in it for this long: the time in which kubelet retries a
-/// pull that it cancelled (its back-off starts at 10 s).
-const IMAGE_LINGER: Duration = Duration::from_secs(60);
 
 /// How long Prepares may wait.
 #[derive(Clone, Debug, Default)]
@@ -62,13 +59,6 @@ pub struct Settings {
     /// Longest hold; by containerd's version if not set.
     pub hold_max: Option<Duration>,
 }
-
-/// 2.x: a Prepare that blocks makes containerd's snapshot GC wait, and a waiting GC every other Prepare: 10 s is
-/// what a node may lose at worst.
-const BUDGET_2: Duration = Duration::from_secs(10);
-/// 1.6 and 1.7: a hold slows every other write of containerd's database to half a second, so a longer wait is the
-/// lesser evil.
-const BUDGET_1: Duration = Duration::from_secs(20);
 
 /// What making layers needs of the rest.
 #[derive(Clone)]
@@ -123,50 +113,6 @@ pub struct Layers {
 }
 
 type JobKey = (String, Digest, Digest);
-
-/// One pull of one image in one namespace.
-struct ImagePull {
-    namespace: String,
-    image: Arc<Image>,
-    /// By the layer's place, bottom first.
-    jobs: Mutex<BTreeMap<usize, Arc<Job>>>,
-    state: Mutex<PullState>,
-}
-
-struct PullState {
-    budget: Budget,
-    last_seen: Instant,
-    /// The layer that was asked for last.
-    reached: usize,
-}
-
-impl ImagePull {
-    /// A Prepare for layer `index`. containerd asks for each layer once, bottom first: whoever goes back pulls the
-    /// image again, after a failure, a cancelled pull or a removal. That pull has a budget of its own, and what is
-    /// over and done with is made anew.
-    fn enter(&self, index: usize, limit: Duration) {
-        let mut state = self.state.lock();
-        state.last_seen = Instant::now();
-        if index <= state.reached {
-            if !state.budget.is_waiting() {
-                state.budget = Budget::new(limit);
-            }
-            self.jobs.lock().retain(|_, job| !job.is_spent());
-        }
-        state.reached = index;
-    }
-}
-
-/// A Prepare that waits; leaving gives back what is left of the budget, however it ends.
-struct Waiting<'a>(&'a ImagePull);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.budget.leave(Instant::now());
-        state.last_seen = Instant::now();
-    }
-}
 
 /// Tells the holder when containerd has gone away from a Prepare that was waiting.
 struct Cancelled<'a> {
@@ -243,17 +189,7 @@ impl Layers {
 
     /// Forgets layers that are done, and pulls of images in which nothing happens any more.
     pub fn sweep(&self, now: Instant) {
-        self.images.lock().retain(|_, pull| {
-            let state = pull.state.lock();
-            let idle = now.saturating_duration_since(state.last_seen) >= IMAGE_LINGER;
-            let mut jobs = pull.jobs.lock();
-            if !state.budget.is_waiting() {
-                // They keep blobs open, whose bytes would not come free where somebody removes the image.
-                jobs.retain(|_, job| !job.is_done());
-            }
-            let working = jobs.values().any(|job| job.is_handed_over() && !settled(job));
-            state.budget.is_waiting() || working || !idle
-        });
+        self.images.lock().retain(|_, pull| !pull.is_over(now));
         self.jobs.lock().retain(|_, job| job.strong_count() > 0);
     }
 
@@ -431,88 +367,6 @@ impl Layers {
         })
     }
 
-    async fn image_pull(&self, request: &Request, found: &Found) -> Arc<ImagePull> {
-        let limit = self.budget().await;
-        let key = (request.namespace.clone(), found.image.manifest.clone());
-        let mut images = self.images.lock();
-        let pull = images.entry(key).or_insert_with(|| {
-            let state =
-                PullState { budget: Budget::new(limit), last_seen: Instant::now(), reached: found.index };
-            Arc::new(ImagePull {
-                namespace: request.namespace.clone(),
-                image: Arc::clone(&found.image),
-                jobs: Mutex::default(),
-                state: Mutex::new(state),
-            })
-        });
-        pull.enter(found.index, limit);
-        Arc::clone(pull)
-    }
-
-    /// The budget of one pull. With containerd's version the limits of holds become known, too.
-    async fn budget(&self) -> Duration {
-        let known = self.budget.get_or_try_init(async || {
-            let version = self.parts.containerd.version().await?;
-            let by_version = Limits::of(&version);
-            self.parts.holder.set_limits(Limits {
-                idle_max: self.settings.hold_idle_max.unwrap_or(by_version.idle_max),
-                total_max: self.settings.hold_max.or(by_version.total_max),
-            });
-            let slowed = version.slowed_by_holds();
-            let budget = self.settings.prepare_budget.unwrap_or(if slowed { BUDGET_1 } else { BUDGET_2 });
-            Ok::<_, VersionError>(budget)
-        });
-        known.await.copied().unwrap_or(BUDGET_2)
-    }
-
-    /// Starts every layer from `first` on that is not being made yet.
-    fn start_jobs(&self, pull: &ImagePull, request: &Request, first: usize) {
-        // A layer above one that has no snapshot has none with the right parent either.
-        let mut parent = Some(request.parent.clone());
-        for (index, layer) in pull.image.layers.iter().enumerate().skip(first) {
-            let snapshot = parent.and_then(|parent| self.snapshot_of(&layer.chain_id, &parent));
-            let tree_wanted = snapshot.is_none();
-            parent = snapshot.map(|info| info.name);
-            if layer.compression.is_err() {
-                continue;
-            }
-            let started = pull.jobs.lock().get(&index).cloned();
-            match started {
-                Some(job) => job.set_lease(&request.lease),
-                None => {
-                    let job = self.job(request, &pull.image, index, tree_wanted);
-                    pull.jobs.lock().insert(index, job);
-                }
-            }
-        }
-    }
-
-    /// The committed snapshot of a layer on exactly this parent.
-    fn snapshot_of(&self, chain_id: &Digest, parent: &str) -> Option<Info> {
-        self.parts.snapshots.find(&chain_id.to_string(), parent).unwrap_or_else(|error| {
-            tracing::warn!(%chain_id, error = &error as &dyn std::error::Error, "cannot look for a snapshot");
-            None
-        })
-    }
-
-    fn job(&self, request: &Request, image: &Arc<Image>, index: usize, tree_wanted: bool) -> Arc<Job> {
-        let layer = &image.layers[index];
-        let digest = &layer.descriptor.digest;
-        let key = (request.namespace.clone(), layer.chain_id.clone(), digest.clone());
-        let mut jobs = self.jobs.lock();
-        if let Some(job) = jobs.get(&key).and_then(Weak::upgrade)
-            && !job.is_spent()
-        {
-            job.set_lease(&request.lease);
-            return job;
-        }
-        let order =
-            Order { namespace: request.namespace.clone(), image: Arc::clone(image), index, tree_wanted };
-        let job = Job::start(&self.parts, &self.builders, order, request.lease.clone());
-        jobs.insert(key, Arc::downgrade(&job));
-        job
-    }
-
     fn report(&self, request: &Request, found: &Found, end: (Outcome, &'static str), took: Duration) {
         let layer = &found.image.layers[found.index];
         let (outcome, reason) = end;
@@ -539,8 +393,4 @@ impl Layers {
             "layer"
         );
     }
-}
-
-fn settled(job: &Job) -> bool {
-    job.progress().borrow().is_settled()
 }

@@ -104,7 +104,7 @@ fn liars(lab: &Lab) -> Vec<String> {
 fn fewer_diffs(lab: &Lab, busybox: &Layer) -> String {
     let images = lab.images();
     let second = samples::noise(images, 100_000, 56).unwrap();
-    let honest = images.publish("liar/fewer:v0", &[busybox.clone()], &["/bin/sh"]).unwrap();
+    let honest = images.publish("liar/fewer:v0", std::slice::from_ref(busybox), &["/bin/sh"]).unwrap();
     let layers = [busybox.blob.descriptor(), second.blob.descriptor()];
     let manifest = json!({
         "schemaVersion": 2,
