@@ -9,7 +9,7 @@ use crate::{
         image::{Compression, Entry, Published},
         node::Node,
         samples,
-        story::on_every_containerd,
+        story::{on_every_containerd, tell},
     },
     real_image::{
         Pulled, cgroup, chain_ids, discard_unpacked_layers, eventually, layers_counted, snapshots, stored,
@@ -247,4 +247,19 @@ fn twins_are_as_complete_as_without_us(lab: &Lab, containerd: Programs) {
     // Each of these two has a blob that only it has.
     assert!(ours.is_complete(&lab.name("twins/both:v1")).unwrap());
     assert!(ours.is_complete(&lab.name("twins/gzip:v1")).unwrap());
+}
+
+/// A gigabyte takes its time, so that one containerd must do.
+#[test]
+fn a_gigabyte_arrives_whole_on_containerd_2_4() {
+    tell("2.4", a_gigabyte_arrives_whole);
+}
+
+fn a_gigabyte_arrives_whole(lab: &Lab, containerd: Programs) {
+    let image = samples::large_layer(lab.images(), "large/gigabyte:v1", 1 << 30).unwrap();
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name("large/gigabyte:v1")).unwrap();
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.containerd_fetched_none().left_the_registry_once().is_complete().is_one_copy();
+    assert_eq!(pulled.runs(&["/bin/stat", "-c", "%s", "/noise/7"]), format!("{}\n", 1u64 << 30));
 }
