@@ -27,7 +27,7 @@ pub enum VersionError {
 impl Version {
     /// # Errors
     /// Older than 1.6, the oldest line whose calls Flotilla knows.
-    pub(super) fn check(&self) -> Result<(), VersionError> {
+    pub fn check(&self) -> Result<(), VersionError> {
         if (self.major, self.minor) < (1, 6) {
             return Err(VersionError::TooOld(self.clone()));
         }

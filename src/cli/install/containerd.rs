@@ -2,7 +2,7 @@
 //!
 //! The proxy plugin stands in a drop-in of ours that the main file imports. On 2.x everything else does, too. 1.6 and
 //! 1.7 replace a whole plugin section by the one that an import has (`services/server/config`, `mergeConfig`), so there
-//! the snapshotter of the CRI plugin is set in the main file, key by key.
+//! the snapshotter of the CRI plugin, and 1.7's list of snapshotters to unpack with, are set in the main file, key by key.
 //!
 //! The drop-in has the main file's version: containerd migrates what it has merged, not each file.
 
@@ -13,7 +13,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{
     files::{Backup, Change, backup_of},
-    read,
+    parse, read,
 };
 use crate::containerd::Version;
 
@@ -27,6 +27,9 @@ const HEADER: &str =
 const CRI_1: [&str; 3] = ["plugins", "io.containerd.grpc.v1.cri", "containerd"];
 const CRI_2: [&str; 2] = ["plugins", "io.containerd.cri.v1.images"];
 const TRANSFER: [&str; 2] = ["plugins", "io.containerd.transfer.v1.local"];
+
+/// What containerd imports from 2.2 on as long as it has no settings file at all (`DefaultConfigIncludePattern`).
+const IMPORTS_WITHOUT_FILE: &str = "/etc/containerd/conf.d/*.toml";
 
 /// What the settings depend on.
 pub(super) struct Node {
@@ -45,7 +48,7 @@ fn drop_in_of(config: &Path) -> PathBuf {
 pub(super) fn install(config: &Path, node: &Node) -> anyhow::Result<Vec<Change>> {
     let before = read(config)?;
     let drop_in = drop_in_of(config);
-    let after = with_flotilla(config, before.as_deref().unwrap_or(""), node, &drop_in)?;
+    let after = with_flotilla(config, before.as_deref(), node, &drop_in)?;
     let file_version = version_of(&parse(config, &after)?);
     let ours = drop_in_text(node, file_version);
     Ok(vec![
@@ -72,10 +75,6 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
     ])
 }
 
-fn parse(path: &Path, text: &str) -> anyhow::Result<DocumentMut> {
-    text.parse().with_context(|| format!("{} is not TOML", path.display()))
-}
-
 fn same_settings(path: &Path, a: &str, b: &str) -> bool {
     let plain = |text| {
         parse(path, text).ok().and_then(|document| toml::from_str::<toml::Table>(&document.to_string()).ok())
@@ -88,8 +87,8 @@ fn version_of(document: &DocumentMut) -> i64 {
 }
 
 /// The main file with our entries.
-fn with_flotilla(path: &Path, text: &str, node: &Node, drop_in: &Path) -> anyhow::Result<String> {
-    let mut document = parse(path, text)?;
+fn with_flotilla(path: &Path, before: Option<&str>, node: &Node, drop_in: &Path) -> anyhow::Result<String> {
+    let mut document = parse(path, before.unwrap_or(""))?;
     if document.is_empty() {
         let newest = if node.version.major >= 2 { 3 } else { 2 };
         document["version"] = value(newest);
@@ -106,7 +105,15 @@ fn with_flotilla(path: &Path, text: &str, node: &Node, drop_in: &Path) -> anyhow
         cri["snapshotter"] = value(SNAPSHOTTER);
         cri["disable_snapshot_annotations"] = value(false);
     }
-    let imports = document.entry("imports").or_insert_with(|| value(Array::new()));
+    if (node.version.major, node.version.minor) == (1, 7) {
+        unpack_with_flotilla(table(&mut document, &TRANSFER)?)?;
+    }
+    let mut imports = Array::new();
+    if before.is_none() && (node.version.major, node.version.minor) >= (2, 2) {
+        // Other drop-ins stay in force when there is a file of ours.
+        imports.push(IMPORTS_WITHOUT_FILE);
+    }
+    let imports = document.entry("imports").or_insert_with(|| value(imports));
     let imports =
         imports.as_array_mut().with_context(|| format!("{}: imports is no list", path.display()))?;
     let named = drop_in.display().to_string();
@@ -114,6 +121,34 @@ fn with_flotilla(path: &Path, text: &str, node: &Node, drop_in: &Path) -> anyhow
         imports.push(named);
     }
     Ok(document.to_string())
+}
+
+/// 1.7's transfer service, which `nerdctl load` uses, unpacks only with the snapshotters of this list. 2.x has it in the
+/// drop-in.
+fn unpack_with_flotilla(transfer: &mut Table) -> anyhow::Result<()> {
+    let entries = transfer.entry("unpack_config").or_insert_with(|| {
+        let mut stock = ArrayOfTables::new();
+        stock.push(unpack_entry("overlayfs"));
+        Item::ArrayOfTables(stock)
+    });
+    let entries = entries.as_array_of_tables_mut();
+    let entries = entries.context("containerd's settings: unpack_config is no list of tables")?;
+    if !entries.iter().any(is_unpack_entry_of_ours) {
+        entries.push(unpack_entry(SNAPSHOTTER));
+    }
+    Ok(())
+}
+
+fn unpack_entry(snapshotter: &str) -> Table {
+    let mut entry = Table::new();
+    entry["platform"] = value(format!("linux/{}", architecture()));
+    entry["snapshotter"] = value(snapshotter);
+    entry["differ"] = value("walking");
+    entry
+}
+
+fn is_unpack_entry_of_ours(entry: &Table) -> bool {
+    entry.get("snapshotter").and_then(Item::as_str) == Some(SNAPSHOTTER)
 }
 
 /// Whether the import `pattern` of the file `config` takes in `drop_in`.
@@ -134,8 +169,10 @@ fn without_flotilla(
     let original = original.map(|original| parse(path, original)).transpose()?.unwrap_or_default();
     let named = drop_in.display().to_string();
     if let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut) {
+        let before_len = imports.len();
         imports.retain(|import| import.as_str() != Some(&named));
-        if imports.is_empty() && original.get("imports").is_none() {
+        let ours_alone = imports.is_empty() && before_len > 0;
+        if ours_alone && original.get("imports").is_none() {
             document.remove("imports");
         }
     }
@@ -149,11 +186,42 @@ fn without_flotilla(
             }
         }
     }
-    let bare = document.iter().all(|(key, item)| key == "version" || is_bare(item));
+    if let Some(transfer) = find(&mut document, &TRANSFER)
+        && let Some(entries) = transfer.get_mut("unpack_config").and_then(Item::as_array_of_tables_mut)
+        && entries.iter().any(is_unpack_entry_of_ours)
+    {
+        entries.retain(|entry| !is_unpack_entry_of_ours(entry));
+        if lookup(&original, &TRANSFER).is_none_or(|transfer| transfer.get("unpack_config").is_none()) {
+            transfer.remove("unpack_config");
+        }
+    }
+    remove_empty(&mut document, &original, &CRI_1);
+    remove_empty(&mut document, &original, &TRANSFER);
+    let bare =
+        document.iter().all(|(key, item)| key == "version" || is_bare(item) || is_import_of_none(key, item));
     if bare && original.is_empty() {
         return Ok(String::new());
     }
     Ok(document.to_string())
+}
+
+/// Removes the tables along `names` that are empty now and that `original` has not.
+fn remove_empty(document: &mut DocumentMut, original: &DocumentMut, names: &[&str]) {
+    for (at, name) in names.iter().enumerate().rev() {
+        let of_ours = lookup(original, &names[..=at]).is_none();
+        if of_ours
+            && lookup(document, &names[..=at]).is_some_and(Table::is_empty)
+            && let Some(table) = find(document, &names[..at])
+        {
+            table.remove(name);
+        }
+    }
+}
+
+/// What we have written for a containerd without a settings file.
+fn is_import_of_none(key: &str, item: &Item) -> bool {
+    let imports = item.as_array().filter(|_| key == "imports");
+    imports.is_some_and(|imports| imports.iter().all(|import| import.as_str() == Some(IMPORTS_WITHOUT_FILE)))
 }
 
 /// A table with nothing but tables of that kind in it.
@@ -208,11 +276,7 @@ fn drop_in_text(node: &Node, file_version: i64) -> String {
         table(&mut document, &CRI_2).expect(named)["snapshotter"] = value(SNAPSHOTTER);
         let mut unpack = ArrayOfTables::new();
         for snapshotter in ["overlayfs", SNAPSHOTTER] {
-            let mut entry = Table::new();
-            entry["platform"] = value(format!("linux/{}", architecture()));
-            entry["snapshotter"] = value(snapshotter);
-            entry["differ"] = value("walking");
-            unpack.push(entry);
+            unpack.push(unpack_entry(snapshotter));
         }
         table(&mut document, &TRANSFER).expect(named)["unpack_config"] = Item::ArrayOfTables(unpack);
     }
@@ -283,13 +347,16 @@ version = 2
     #[test]
     fn uninstalling_gives_back_every_byte() {
         for version in ["1.6.20", "1.7.24", "2.1.4", "v2.4.2"] {
-            for text in [Some(WITH_COMMENTS), None] {
+            let nothing_of_ours = "version = 2\nimports = []\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n";
+            for text in [Some(WITH_COMMENTS), Some(nothing_of_ours), None] {
                 let (_dir, config) = machine(text);
                 apply(&install(&config, &node(version)).unwrap());
                 assert!(config.exists());
                 apply(&uninstall(&config).unwrap());
                 assert_eq!(read(&config).unwrap().as_deref(), text, "{version}");
                 assert!(!drop_in_of(&config).exists() && !backup_of(&config).exists());
+                let again = uninstall(&config).unwrap();
+                assert!(again.iter().all(|change| !change.is_needed()), "{version}: {again:?}");
             }
         }
     }
@@ -327,6 +394,32 @@ version = 2
             drop_in.contains("version = 2") && drop_in.contains("io.containerd.cri.v1.images"),
             "{drop_in}"
         );
+    }
+
+    #[test]
+    fn the_first_settings_file_keeps_other_drop_ins_in_force() {
+        for (version, kept) in [("2.1.4", false), ("2.2.0", true), ("2.4.2", true)] {
+            let (_dir, config) = machine(None);
+            let changes = install(&config, &node(version)).unwrap();
+            let text = changes[1].after.as_deref().unwrap();
+            assert_eq!(text.contains(IMPORTS_WITHOUT_FILE), kept, "{text}");
+        }
+    }
+
+    #[test]
+    fn containerd_1_7_unpacks_with_what_it_had_and_with_us() {
+        let listed = "version = 2\n[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                      platform = \"linux/amd64\"\nsnapshotter = \"stargz\"\n";
+        for (text, other) in [(WITH_COMMENTS, "overlayfs"), (listed, "stargz")] {
+            let (_dir, config) = machine(Some(text));
+            apply(&install(&config, &node("1.7.24")).unwrap());
+            let installed: toml::Table = toml::from_str(&read(&config).unwrap().unwrap()).unwrap();
+            let entries = installed["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"].as_array();
+            let names: Vec<_> = entries.unwrap().iter().map(|e| e["snapshotter"].as_str().unwrap()).collect();
+            assert_eq!(names, [other, SNAPSHOTTER]);
+            apply(&uninstall(&config).unwrap());
+            assert_eq!(read(&config).unwrap().as_deref(), Some(text));
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use toml_edit::{DocumentMut, TomlError};
 
 use self::files::Change;
 use crate::{containerd::Version, daemon::Settings};
@@ -66,10 +67,11 @@ pub(super) struct UninstallArgs {
 pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
     let mut changes = Vec::new();
     if args.targets.containerd {
-        let version = match &args.containerd_version {
+        let version: Version = match &args.containerd_version {
             Some(version) => version.parse()?,
             None => installed_version()?,
         };
+        version.check()?;
         let node = containerd::Node {
             version,
             socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),
@@ -162,4 +164,15 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// The settings `text` of the file at `path`.
+fn parse(path: &Path, text: &str) -> anyhow::Result<DocumentMut> {
+    text.parse().map_err(|error: TomlError| {
+        let until = error.span().and_then(|span| text.get(..span.start)).unwrap_or("");
+        let line = until.matches('\n').count() + 1;
+        // The error's own text draws the place over several lines.
+        let why = error.message().lines().collect::<Vec<_>>().join(": ");
+        anyhow::anyhow!("{} is not TOML: line {line}: {why}", path.display())
+    })
 }

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use toml_edit::{DocumentMut, Item, value};
+use toml_edit::{Item, value};
 
 use super::{
     files::{Backup, Change, backup_of},
-    read,
+    parse, read,
 };
 
 pub(super) fn install(config: &Path) -> anyhow::Result<Change> {
@@ -34,10 +33,6 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Change> {
     let backup = if untouched { Backup::Remove } else { Backup::Leave };
     let after = (original.is_some() || !after.trim().is_empty()).then_some(after);
     Ok(Change { path: config.to_owned(), before, after, backup })
-}
-
-fn parse(path: &Path, text: &str) -> anyhow::Result<DocumentMut> {
-    text.parse().with_context(|| format!("{} is not TOML", path.display()))
 }
 
 #[cfg(test)]

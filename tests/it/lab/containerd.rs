@@ -97,6 +97,16 @@ impl Containerd {
         namespace: Option<Namespace>,
     ) -> Result<Containerd> {
         let config = config(&programs, &dir, settings);
+        Containerd::start_on(&config, programs, dir, namespace)
+    }
+
+    /// Starts on settings of the story's own, which place root, state and socket as `root` and `socket` say.
+    pub(crate) fn start_on(
+        config: &str,
+        programs: Programs,
+        dir: PathBuf,
+        namespace: Option<Namespace>,
+    ) -> Result<Containerd> {
         fs::create_dir_all(dir.join("cni"))
             .and_then(|()| fs::write(dir.join("config.toml"), config))
             .map_err(|error| format!("setting up containerd in {}: {error}", dir.display()))?;

@@ -1,0 +1,108 @@
+//! One image pulled by a containerd as it is and by one with Flotilla: a container sees the same of every inode.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::{Compression, Layer, Published},
+        node::Node,
+        samples,
+        story::tell,
+    },
+    real_layers::{containerd_was_left_nothing, nobody_else_fetched},
+    tree::{Facts, differences, facts},
+    unpack_layers::{everything, top, upper},
+};
+
+#[test]
+fn trees_are_the_same_on_containerd_1_6() {
+    tell("1.6", containers_see_the_same);
+}
+
+#[test]
+fn trees_are_the_same_on_containerd_2_1() {
+    tell("2.1", containers_see_the_same);
+}
+
+fn containers_see_the_same(lab: &Lab, containerd: Programs) {
+    let images = images(lab);
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let ours = lab.node(&containerd).alone().start().unwrap();
+    // Flotilla first: afterwards the registry's log has the other one's requests, too.
+    for image in &images {
+        ours.pull(&lab.name(&image.name)).unwrap();
+        for layer in &image.layers {
+            nobody_else_fetched(lab, &layer.blob.digest);
+        }
+    }
+    containerd_was_left_nothing(ours.daemon().unwrap());
+    let theirs = lab.node(&containerd).stock().start().unwrap();
+    for image in &images {
+        let name = lab.name(&image.name);
+        theirs.pull(&name).unwrap();
+        let (here, there) = (seen(lab, &ours, "flotilla", &name), seen(lab, &theirs, "overlayfs", &name));
+        let unstamped = stamped_since(&there, i64::try_from(began).unwrap());
+        let differing = differences(&here, &there, &unstamped);
+        assert!(differing.is_empty(), "{name}:\n{}", differing.join("\n"));
+        assert!(there.len() > 10, "{name} has only {} names", there.len());
+    }
+}
+
+fn images(lab: &Lab) -> Vec<Published> {
+    let images = lab.images();
+    let [a, b] = samples::sharing(images, "same/sharing").unwrap();
+    vec![
+        samples::small(images, "same/small:v1").unwrap(),
+        a,
+        b,
+        samples::compressed(images, "same/zstd:v1", Compression::Zstd).unwrap(),
+        samples::compressed(images, "same/plain:v1", Compression::Plain).unwrap(),
+        samples::empty_layer(images, "same/empty:v1").unwrap(),
+        torture(lab),
+    ]
+}
+
+/// All that a tar can say, in three layers.
+fn torture(lab: &Lab) -> Published {
+    let images = lab.images();
+    let layers: Vec<Layer> = [everything(), upper(), top()]
+        .iter()
+        .map(|layer| {
+            let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+            let blob = images.blob(media_type, &layer.blob).unwrap();
+            Layer { blob, diff_id: layer.diff_id.to_string() }
+        })
+        .collect();
+    images.publish("same/torture:v1", &layers, &["/absent"]).unwrap()
+}
+
+/// The image's tree, mounted as for a container.
+fn seen(lab: &Lab, node: &Node, snapshotter: &str, image: &str) -> Vec<Facts> {
+    let target = lab.dir().join(format!("seen-{}", node.name));
+    fs::create_dir_all(&target).unwrap();
+    let at = target.display().to_string();
+    node.containerd.ctr(&["images", "mount", "--snapshotter", snapshotter, image, &at]).unwrap();
+    assert!(is_mounted(&target), "ctr mounted nothing at {at}");
+    let facts = facts(&target);
+    node.containerd.ctr(&["images", "unmount", "--snapshotter", snapshotter, "--rm", &at]).unwrap();
+    facts
+}
+
+fn is_mounted(target: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == target.to_str())
+}
+
+/// The directories with a time of this story's: those that a layer only implies, which containerd stamps with the time
+/// of unpacking. What the layers state is older.
+fn stamped_since(facts: &[Facts], began: i64) -> BTreeSet<PathBuf> {
+    let stamped = facts.iter().filter(|facts| facts.kind == 'd' && facts.modified.0 >= began);
+    stamped.map(|facts| facts.path.clone()).collect()
+}
