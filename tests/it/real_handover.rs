@@ -23,6 +23,7 @@ on_every_containerd!(
     two_namespaces_wait_for_one_pull,
     discarded_layers_are_handed_over_too,
     a_hold_that_lasts_too_long_ends,
+    a_hold_without_progress_ends,
     a_registry_dead_for_us_is_left_to_containerd,
     a_daemon_killed_while_it_holds_costs_no_image,
 );
@@ -147,6 +148,21 @@ fn a_hold_that_lasts_too_long_ends(lab: &Lab, containerd: Programs) {
     assert!(log(&node).contains("reason=\"hold_max\""), "{}", log(&node));
     let pulled = Pulled::new(lab, &node, &image);
     pulled.is_complete().is_one_copy().runs(&["/bin/ls", "/noise"]);
+}
+
+fn a_hold_without_progress_ends(lab: &Lab, containerd: Programs) {
+    let image = stack(lab, "slow/stack:v1");
+    let plan = lab.node(&containerd).alone().setting("registry", "origin_rate", RATE);
+    let plan = plan.setting("containerd", "prepare_budget", "\"1s\"");
+    let node = plan.setting("containerd", "hold_idle_max", "\"2s\"").start().unwrap();
+    let pulling = Pulling::start(&node, &lab.name("slow/stack:v1"));
+    handed_over(&node);
+    lab.registry().process().signal("STOP").unwrap();
+    eventually("holds to end", || log(&node).contains("reason=\"hold_idle_max\""));
+    lab.registry().process().signal("CONT").unwrap();
+    pulling.end().unwrap();
+    assert!(layers_counted(&node, "declined") > 0.0);
+    Pulled::new(lab, &node, &image).is_complete().is_one_copy().runs(&["/bin/ls", "/noise"]);
 }
 
 fn a_registry_dead_for_us_is_left_to_containerd(lab: &Lab, containerd: Programs) {
