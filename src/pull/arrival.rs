@@ -1,9 +1,6 @@
 //! A blob while it arrives, for blocking threads that follow it in order.
 
-use std::{
-    io,
-    sync::{Arc, OnceLock},
-};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -18,7 +15,6 @@ use crate::{
 /// What has arrived, and how it ended. Writers are the flight's tasks, waiters are blocking threads.
 pub(super) struct Arrival {
     layout: PieceLayout,
-    arriving: OnceLock<Arriving>,
     state: Mutex<State>,
     changed: Condvar,
     /// Pieces found rotten, for the flight.
@@ -27,6 +23,8 @@ pub(super) struct Arrival {
 
 struct State {
     have: PieceSet,
+    /// The file, from when the store made room until the flight lets go of it.
+    arriving: Option<Arriving>,
     /// Every piece that was taken back, in order of time: whoever has read past it must start again.
     taken_back: Vec<u32>,
     end: Option<Result<Blob, Arc<PullError>>>,
@@ -47,22 +45,24 @@ pub(super) struct Seen(usize);
 impl Arrival {
     pub(super) fn new(layout: PieceLayout, rotten: mpsc::Sender<News>) -> Self {
         let have = PieceSet::empty(layout.count());
-        let state = Mutex::new(State { have, taken_back: Vec::new(), end: None });
-        Self { layout, arriving: OnceLock::new(), state, changed: Condvar::new(), rotten }
+        let state = Mutex::new(State { have, arriving: None, taken_back: Vec::new(), end: None });
+        Self { layout, state, changed: Condvar::new(), rotten }
     }
 
     pub(super) fn layout(&self) -> PieceLayout {
         self.layout
     }
 
-    pub(super) fn arriving(&self) -> Option<&Arriving> {
-        self.arriving.get()
+    pub(super) fn arriving(&self) -> Option<Arriving> {
+        self.state.lock().arriving.clone()
     }
 
     /// The store has made room; some of it may be here from before.
     pub(super) fn begin(&self, arriving: Arriving) {
-        self.state.lock().have = arriving.have();
-        let _first = self.arriving.set(arriving);
+        let mut state = self.state.lock();
+        state.have = arriving.have();
+        state.arriving = Some(arriving);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -77,8 +77,9 @@ impl Arrival {
         if state.have.remove(index) {
             state.taken_back.push(index);
         }
+        let arriving = state.arriving.clone();
         drop(state);
-        if let Some(arriving) = self.arriving.get() {
+        if let Some(arriving) = arriving {
             arriving.forget(index);
         }
         self.changed.notify_all();
@@ -87,6 +88,13 @@ impl Arrival {
     pub(super) fn end(&self, end: Result<Blob, Arc<PullError>>) {
         self.state.lock().end = Some(end);
         self.changed.notify_all();
+    }
+
+    /// Lets go of the files: nobody follows any more. `end` is what a late follower is told.
+    pub(super) fn release(&self, end: Arc<PullError>) {
+        let mut state = self.state.lock();
+        state.arriving = None;
+        state.end = Some(Err(end));
     }
 
     /// Waits for piece `index`; blocking. Behind the last piece it waits for a rewind or the end.
@@ -108,8 +116,9 @@ impl Arrival {
                 self.changed.wait(&mut state);
                 continue;
             }
+            let arriving = state.arriving.clone();
             drop(state);
-            match self.read(index, blob.as_ref()) {
+            match read(index, blob.as_ref(), arriving.as_ref()) {
                 Ok(bytes) => return Next::Piece(bytes),
                 Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
                 Err(ReadError::Rotten { .. }) if blob.is_none() => {
@@ -121,13 +130,13 @@ impl Arrival {
             }
         }
     }
+}
 
-    fn read(&self, index: u32, blob: Option<&Blob>) -> Result<Bytes, ReadError> {
-        match (blob, self.arriving.get()) {
-            (Some(blob), _) => blob.read(index),
-            (None, Some(arriving)) => arriving.read(index),
-            (None, None) => unreachable!("nothing is here before the store made room"),
-        }
+fn read(index: u32, blob: Option<&Blob>, arriving: Option<&Arriving>) -> Result<Bytes, ReadError> {
+    match (blob, arriving) {
+        (Some(blob), _) => blob.read(index),
+        (None, Some(arriving)) => arriving.read(index),
+        (None, None) => unreachable!("nothing is here before the store made room"),
     }
 }
 

@@ -156,6 +156,14 @@ impl Flight {
         self.end.send_replace(Some(end));
     }
 
+    /// Proven, and nobody holds a handle any more: what is served from now on is served by the store. A file kept
+    /// open would keep its bytes on disk after the store and containerd have let go of them.
+    pub(super) fn release(&self) {
+        let end = Arc::new(PullError::Forgotten { digest: self.want.digest.clone() });
+        self.arrival.release(Arc::clone(&end));
+        self.end.send_replace(Some(Err(end)));
+    }
+
     fn log(&self, end: &Result<Blob, Arc<PullError>>) {
         let BySource { local, peer, origin } = self.status.borrow().bytes;
         let seconds = self.began.elapsed().as_secs_f64();
@@ -183,7 +191,9 @@ pub(super) async fn run(flight: Arc<Flight>, shared: Arc<Shared>) {
     match arriving {
         Ok(Some(arriving)) => {
             begin(&flight, &shared, &arriving);
-            Session::new(flight.clone(), shared.clone(), &arriving).run(inbox).await;
+            let session = Session::new(flight.clone(), shared.clone(), &arriving);
+            drop(arriving);
+            session.run(inbox).await;
         }
         Ok(None) => {}
         Err(error) => flight.finish(&shared, Err(error)),

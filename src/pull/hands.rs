@@ -30,7 +30,8 @@ impl Hands {
 
     /// Stores a piece that passed its check; blocking.
     pub(super) fn store(&self, index: u32, bytes: &[u8], statement: Statement) -> io::Result<Statement> {
-        let arriving = self.arrival.arriving().expect("pieces are fetched once the store made room");
+        let released = || io::Error::other("the flight has let go of its files");
+        let arriving = self.arrival.arriving().ok_or_else(released)?;
         if arriving.statement(index) != Some(statement) {
             arriving.write(index, bytes, statement)?;
         }

@@ -227,7 +227,7 @@ impl Pulls {
             return Some(Here::Whole(blob));
         }
         let flight = self.0.flights.lock().get(digest).cloned()?;
-        flight.arrival.arriving().cloned().map(Here::Arriving)
+        flight.arrival.arriving().map(Here::Arriving)
     }
 
     /// Another member begins to track this digest: what is here of it? A pull under way moves there if that

@@ -50,6 +50,9 @@ pub(super) struct Session {
     chain: Option<Arc<Chain>>,
     origin_error: Option<Arc<OriginError>>,
     unwanted_since: Option<Instant>,
+    /// The blob is in the store; the flight goes on as a seed.
+    proven: bool,
+    released: bool,
     over: bool,
 }
 
@@ -90,6 +93,8 @@ impl Session {
             chain,
             origin_error: None,
             unwanted_since: None,
+            proven: false,
+            released: false,
             over: false,
         }
     }
@@ -126,10 +131,6 @@ impl Session {
             self.act(now);
         }
         self.tasks.shutdown().await;
-    }
-
-    fn is_proven(&self) -> bool {
-        matches!(&*self.flight.end.borrow(), Some(Ok(_)))
     }
 
     fn hear(&mut self, news: News, now: Instant) {
@@ -272,6 +273,7 @@ impl Session {
     fn end(&mut self, end: Result<Blob, PullError>) {
         let proven = end.is_ok();
         self.flight.finish(&self.shared, end);
+        self.proven |= proven;
         match proven {
             true => self.exchange.proven(),
             false => self.over = true,
@@ -279,7 +281,12 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant) {
-        let wanted = *self.flight.handles.borrow() > 0 || self.is_proven();
+        let held = *self.flight.handles.borrow() > 0;
+        if self.proven && !held && !self.released {
+            self.released = true;
+            self.flight.release();
+        }
+        let wanted = held || self.proven;
         let since = *self.unwanted_since.get_or_insert(now);
         if wanted {
             self.unwanted_since = None;
@@ -342,7 +349,7 @@ impl Session {
             return;
         }
         self.line = None;
-        if self.is_proven() {
+        if self.proven {
             // The next tracker asks who has the blob.
             self.over = true;
             return;
@@ -386,7 +393,7 @@ impl Session {
     /// Somebody else may be the first in rank now.
     fn reconsider(&mut self) {
         let current = self.line.as_ref().map(|line| &line.tracker.name);
-        if current.is_some_and(|current| *current != self.tracker().name) && !self.is_proven() {
+        if current.is_some_and(|current| *current != self.tracker().name) && !self.proven {
             self.dial();
         }
     }

@@ -199,10 +199,12 @@ fn without_flotilla(
     remove_empty(&mut document, &original, &TRANSFER);
     let bare =
         document.iter().all(|(key, item)| key == "version" || is_bare(item) || is_import_of_none(key, item));
-    if bare && original.is_empty() {
+    let after = document.to_string();
+    // A file in which nothing was ours stays, however little is in it.
+    if bare && original.is_empty() && after != text {
         return Ok(String::new());
     }
-    Ok(document.to_string())
+    Ok(after)
 }
 
 /// Removes the tables along `names` that are empty now and that `original` has not.
