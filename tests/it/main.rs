@@ -9,6 +9,7 @@ mod origin;
 mod real_clients;
 mod real_compare;
 mod real_install;
+mod real_kubelet;
 mod real_layers;
 mod real_stock;
 mod registry;
