@@ -12,6 +12,7 @@ mod real_compare;
 mod real_handover;
 mod real_image;
 mod real_install;
+mod real_kubelet;
 mod real_layers;
 mod real_pull;
 mod real_restart;

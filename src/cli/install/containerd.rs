@@ -61,6 +61,10 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
     let drop_in = drop_in_of(config);
     let before = read(config)?;
     let original = read(&backup_of(config))?;
+    if original.is_none() && read(&drop_in)?.is_none() {
+        // Never installed: whatever the file says is its owner's.
+        return Ok(Vec::new());
+    }
     let current = before.clone().unwrap_or_default();
     let without = without_flotilla(config, &current, original.as_deref(), &drop_in)?;
     let (after, backup) = match original {
