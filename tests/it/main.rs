@@ -5,8 +5,12 @@
 mod architecture;
 mod containerd;
 mod lab;
+mod liar;
 mod origin;
+mod real_mesh;
+mod real_peers;
 mod real_stock;
+mod real_strangers;
 mod registry;
 mod snapshots;
 mod systemd;
