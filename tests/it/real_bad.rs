@@ -14,14 +14,14 @@ use crate::{
         samples,
         story::on_every_containerd,
     },
-    real_image::{Pulled, eventually, layers_counted, log, start_flotilla, stored_path},
+    real_image::{Pulled, eventually, layers_counted, log, stored_path},
 };
 
 on_every_containerd!(
     layers_that_are_not_ours_are_declined,
     an_image_that_lies_fails_as_without_us,
     a_full_store_leaves_the_pull_to_containerd,
-    removing_an_old_image_frees_a_full_disk,
+    removing_an_image_frees_a_full_disk,
     a_full_disk_fails_the_pull_and_nothing_else,
     a_place_that_is_taken_is_named,
 );
@@ -143,18 +143,15 @@ fn free(place: &Path) -> u64 {
     space.f_bavail * space.f_frsize
 }
 
-fn removing_an_old_image_frees_a_full_disk(lab: &Lab, containerd: Programs) {
+fn removing_an_image_frees_a_full_disk(lab: &Lab, containerd: Programs) {
     let image = samples::large_layer(lab.images(), "large/full:v1", 20 << 20).unwrap();
     let disk = lab.dir().join("n1");
     small_disk(&disk, 200);
     let plan = lab.node(&containerd).alone().setting("store", "quota", "\"100MiB\"");
-    let mut node = plan.setting("store", "keep_free", "\"50%\"").start().unwrap();
+    let node = plan.setting("store", "keep_free", "\"50%\"").start().unwrap();
     node.pull(&lab.name("large/full:v1")).unwrap();
     let pulled = Pulled::new(lab, &node, &image);
     pulled.left_the_registry_once().is_complete().runs(&["/bin/stat", "/noise/7"]);
-    // The image is one of an earlier life, as those that kubelet removes.
-    node.flotilla().stop().unwrap();
-    start_flotilla(&mut node);
     let ballast = free(&disk) - (2 << 20);
     fs::write(disk.join("ballast"), vec![1; usize::try_from(ballast).unwrap()]).unwrap();
     let full = free(&disk);

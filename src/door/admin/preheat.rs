@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio_stream::wrappers::WatchStream;
 
 use super::BytesBySource;
 use crate::{
@@ -77,16 +76,17 @@ pub(super) fn pull(
 
 /// The states of one pull until its last; holding the pull keeps it going.
 fn follow(pull: Pull) -> stream::BoxStream<'static, PullLine> {
-    let mut ended = false;
-    WatchStream::new(pull.watch())
-        .take_while(move |status| {
-            let go_on = !ended;
-            ended = matches!(status.state, PullState::Proven | PullState::Failed(_));
-            let _held = &pull;
-            std::future::ready(go_on)
-        })
-        .map(|status| PullLine::Layer(line(&status)))
-        .boxed()
+    let changes = pull.watch();
+    stream::unfold(Some((pull, changes, true)), |state| async move {
+        let (pull, mut changes, is_first) = state?;
+        if !is_first {
+            changes.changed().await.ok()?;
+        }
+        let status = changes.borrow_and_update().clone();
+        let ended = matches!(status.state, PullState::Proven | PullState::Failed(_));
+        Some((PullLine::Layer(line(&status)), (!ended).then_some((pull, changes, false))))
+    })
+    .boxed()
 }
 
 fn line(status: &PullStatus) -> LayerLine {

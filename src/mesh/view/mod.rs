@@ -203,7 +203,10 @@ impl View {
     /// Everybody, and contacts that have not answered yet under their address.
     pub(in crate::mesh) fn all(&self) -> Vec<(Member, MemberState)> {
         let members = self.members.values().map(|entry| (entry.member.clone(), entry.health.state()));
-        let contacts = self.contacts.iter().filter_map(|(contact, entry)| match &entry.met {
+        // A contact's next greeting may be a while off when the member behind it has called here by itself.
+        let known = |address: &str| self.members.values().any(|entry| entry.member.address == address);
+        let unknown = self.contacts.iter().filter(|(contact, _)| !known(&contact.address));
+        let contacts = unknown.filter_map(|(contact, entry)| match &entry.met {
             Met::Nobody { reason: Some(reason), .. } => Some((
                 Member {
                     name: contact.address.clone(),

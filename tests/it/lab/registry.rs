@@ -4,14 +4,20 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use super::{Result, net::Namespace, process::Process};
+use super::{
+    Result,
+    net::Namespace,
+    process::{Process, output},
+};
 
 /// A running registry, without TLS.
 pub(crate) struct Registry {
     process: Process,
     host: String,
+    namespace: Option<Namespace>,
 }
 
 /// One answered request.
@@ -52,7 +58,7 @@ impl Registry {
         let line = process.wait_for("listening on ")?;
         let address = line.split("listening on ").nth(1).unwrap_or_default();
         let host = address.split(['"', ' ', ',']).next().unwrap_or_default().to_owned();
-        Ok(Registry { process, host })
+        Ok(Registry { process, host, namespace: namespace.cloned() })
     }
 
     /// `host:port`.
@@ -63,6 +69,23 @@ impl Registry {
     /// The full name of an image of this registry: `demo/app:v1` becomes `host:port/demo/app:v1`.
     pub(crate) fn name(&self, image: &str) -> String {
         format!("{}/{image}", self.host)
+    }
+
+    /// Waits until the log has whatever was asked before: the log comes to us with a delay.
+    pub(crate) fn settle(&self) -> Result<()> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let uri = format!("/v2/?settle={}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        // bash speaks TCP; a curl is one package more.
+        let mut bash = match &self.namespace {
+            Some(namespace) => namespace.command("bash"),
+            None => Command::new("bash"),
+        };
+        let (host, port) = self.host.rsplit_once(':').ok_or("a registry without a port")?;
+        let request = format!("GET {uri} HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        bash.args(["-c", "exec 3<>/dev/tcp/$0/$1 && printf %s \"$2\" >&3 && cat <&3", host, port, &request]);
+        output(bash)?;
+        let answered = |line: &&String| parse(line).is_some_and(|request| request.uri == uri);
+        self.process.wait_until(&uri, |lines| lines.iter().rev().find(answered).map(|_| ()))
     }
 
     /// Every request that was answered so far.

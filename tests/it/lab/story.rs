@@ -143,7 +143,17 @@ impl Lab {
 
     /// Starts `count` nodes with Flotilla that know each other.
     pub(crate) fn crowd(&self, programs: &Programs, count: usize) -> Result<Vec<Node>> {
-        let plans: Vec<Plan<'_>> = (0..count).map(|_| self.node(programs)).collect();
+        self.crowd_of(programs, count, |plan| plan)
+    }
+
+    /// A crowd whose plans are changed before it starts.
+    pub(crate) fn crowd_of<'lab>(
+        &'lab self,
+        programs: &Programs,
+        count: usize,
+        change: impl Fn(Plan<'lab>) -> Plan<'lab>,
+    ) -> Result<Vec<Node>> {
+        let plans: Vec<Plan<'lab>> = (0..count).map(|_| change(self.node(programs))).collect();
         *self.members.borrow_mut() =
             plans.iter().map(|plan| format!("{}:{MESH_PORT}", plan.address)).collect();
         plans.into_iter().map(Plan::start).collect()
@@ -249,6 +259,11 @@ impl Plan<'_> {
     pub(crate) fn with_annotations(mut self) -> Self {
         self.annotations = true;
         self
+    }
+
+    /// The member's name, and the address that others dial.
+    pub(crate) fn place(&self) -> (&str, &str) {
+        (&self.name, &self.address)
     }
 
     /// One of Flotilla's settings, its value as TOML writes it: `("store", "quota", "\"1GiB\"")`.
