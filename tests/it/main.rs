@@ -8,6 +8,7 @@ mod lab;
 mod liar;
 mod origin;
 mod real_mesh;
+mod real_origin;
 mod real_peers;
 mod real_stock;
 mod real_strangers;
