@@ -7,10 +7,17 @@ use tracing_subscriber::EnvFilter;
 
 use crate::daemon::{self, Settings};
 
+/// Each pull under way has a thread that follows its bytes in order and waits most of the time, and disk work must
+/// never queue behind those: four images of 500 layers at once. A waiting thread costs some 10 KiB.
+const BLOCKING_THREADS: usize = 2048;
+
 pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     log(&settings)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
     let ended = runtime.block_on(daemon::run(settings));
     // What blocks (a disk that hangs) must not keep the process from ending; nothing committed depends on it.
     runtime.shutdown_background();

@@ -31,7 +31,7 @@ use crate::{
     containerd::Ingest,
     oci::Digest,
     pull::{Pull, Want},
-    snapshot::Staging,
+    snapshot::{Snapshots, Staging},
     store::Blob,
     unpack::{self, Built, UnpackError},
 };
@@ -344,19 +344,9 @@ impl Worker {
         reader: impl Read + Send + 'static,
     ) -> Option<Result<(Staging, Built), BuildError>> {
         let layer = job.upgrade()?.order.layer().clone();
-        let bottom = layer.chain_id == layer.diff_id;
         let snapshots = Arc::clone(&self.parts.snapshots);
         let wanted = Wanted { job: job.clone(), reader };
-        let build = tokio::task::spawn_blocking(move || {
-            let compression = layer.compression.map_err(|_| BuildError::MediaType)?;
-            let staging = snapshots.stage().map_err(BuildError::Stage)?;
-            let built = unpack::unpack(
-                &unpack::Layer { compression, diff_id: &layer.diff_id, bottom },
-                wanted,
-                staging.path(),
-            )?;
-            Ok((staging, built))
-        });
+        let build = tokio::task::spawn_blocking(move || build_tree(&snapshots, &layer, wanted));
         let result = build.await.expect("building a tree does not panic");
         let job = job.upgrade()?;
         let dropped = job.progress.borrow().tree == Tree::Dropped;
@@ -370,18 +360,23 @@ pub(super) async fn rebuild(
     layer: &LayerOf,
     pull: &Pull,
 ) -> Result<(Staging, Built), BuildError> {
-    let reader = pull.reader();
-    let layer = layer.clone();
-    let snapshots = Arc::clone(&parts.snapshots);
-    let build = tokio::task::spawn_blocking(move || {
-        let compression = layer.compression.map_err(|_| BuildError::MediaType)?;
-        let bottom = layer.chain_id == layer.diff_id;
-        let staging = snapshots.stage().map_err(BuildError::Stage)?;
-        let form = unpack::Layer { compression, diff_id: &layer.diff_id, bottom };
-        let built = unpack::unpack(&form, reader, staging.path())?;
-        Ok((staging, built))
-    });
+    let (reader, layer, snapshots) = (pull.reader(), layer.clone(), Arc::clone(&parts.snapshots));
+    let build = tokio::task::spawn_blocking(move || build_tree(&snapshots, &layer, reader));
     build.await.expect("building a tree does not panic")
+}
+
+/// Unpacks a layer into a fresh staging folder; blocking.
+fn build_tree(
+    snapshots: &Snapshots,
+    layer: &LayerOf,
+    compressed: impl Read,
+) -> Result<(Staging, Built), BuildError> {
+    let compression = layer.compression.clone().map_err(|_| BuildError::MediaType)?;
+    let bottom = layer.chain_id == layer.diff_id;
+    let staging = snapshots.stage().map_err(BuildError::Stage)?;
+    let form = unpack::Layer { compression, diff_id: &layer.diff_id, bottom };
+    let built = unpack::unpack(&form, compressed, staging.path())?;
+    Ok((staging, built))
 }
 
 /// Why a tree was not built.
