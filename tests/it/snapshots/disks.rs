@@ -5,10 +5,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use flotilla::snapshot::{OpenError, SnapshotError, Snapshots};
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
+};
 
 /// A file system of its own, gone when it is dropped.
 struct Disk {
@@ -61,9 +65,21 @@ fn a_disk_that_cannot_be_written_is_named() {
     let disk = Disk::in_memory(at.path(), 2 << 20);
     let root = disk.at.join("root");
     drop(Snapshots::open(&root).unwrap());
-    mount_remount(&disk.at, MountFlags::RDONLY, "").unwrap();
+    read_only(&disk.at);
     let refused = Snapshots::open(&root).unwrap_err();
     assert!(refused.to_string().contains(&*root.to_string_lossy()), "{refused}");
+}
+
+/// A child of another test that was forked and has not begun its program holds our files for an instant, and the
+/// kernel then says that the disk is busy.
+fn read_only(disk: &Path) {
+    let busy = |_: &u32| match mount_remount(disk, MountFlags::RDONLY, "") {
+        Ok(()) => false,
+        Err(Errno::BUSY) => true,
+        Err(error) => panic!("making {} read-only: {error}", disk.display()),
+    };
+    let waited = (0..10_000).take_while(busy).map(|_| std::thread::park_timeout(Duration::from_millis(1)));
+    assert!(waited.count() < 10_000, "{} stays busy", disk.display());
 }
 
 #[test]
