@@ -1,7 +1,7 @@
 //! Flotilla pulls container images through the nodes of a cluster instead of through the registry.
 //!
-//! A module imports only modules of groups to its left, and `tests/architecture.rs` checks it:
-//! `oci piece wire` < `identity` < `store origin mesh containerd snapshot unpack` < `swarm` < `pull` <
+//! A module imports only modules of groups to its left, and `tests/it/architecture.rs` checks it:
+//! `oci` < `piece wire` < `identity` < `store origin mesh containerd snapshot unpack` < `swarm` < `pull` <
 //! `layer` < `door` < `daemon` < `cli`. ARCHITECTURE.md says what each of them is for.
 
 pub mod oci;

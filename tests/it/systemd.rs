@@ -1,6 +1,12 @@
 //! The units: each line explained, nothing that would part the mounts, and systemd understands them.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 /// Settings that give a service a mount namespace of its own (systemd.exec(5)): hard links between its
 /// folders would fail with EXDEV, and its mounts would not reach containerd.
@@ -95,4 +101,45 @@ fn systemd_understands_the_units() {
     let said = String::from_utf8_lossy(&verified.stderr);
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("flotilla")).collect();
     assert!(verified.status.success() && ours.is_empty(), "{said}");
+}
+
+/// The daemon takes the snapshots socket that systemd opened, instead of opening its own.
+#[test]
+fn a_given_socket_is_taken() {
+    let activate = Path::new("/usr/bin/systemd-socket-activate");
+    if !activate.exists() {
+        eprintln!("skipped: no systemd-socket-activate here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let settings = format!(
+        "[node]\ndata_dir = {:?}\nrun_dir = {:?}\n[containerd]\naddress = {:?}\nsnapshot_root = {:?}\n\
+         [mesh]\nca = {:?}\ncert = {:?}\nkey = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+        at("data"),
+        at("run"),
+        at("containerd.sock"),
+        at("root"),
+        at("ca.pem"),
+        at("node.pem"),
+        at("key.pem"),
+    );
+    fs::write(at("config.toml"), settings).unwrap();
+    let mut activated = Command::new(activate)
+        .arg("-l")
+        .arg(at("given.sock"))
+        .args([env!("CARGO_BIN_EXE_flotilla"), "serve", "--config"])
+        .arg(at("config.toml"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(activated.stderr.take().unwrap()).lines().map_while(Result::ok);
+    lines.by_ref().find(|line| line.starts_with("Listening on")).expect("systemd-socket-activate listens");
+    let _caller = UnixStream::connect(at("given.sock")).unwrap();
+    let listening = lines.by_ref().find(|line| line.contains("snapshots")).expect("the daemon says where");
+    assert!(listening.contains("given.sock"), "{listening}");
+    lines.by_ref().find(|line| line.contains("ready")).expect("the daemon gets ready");
+    assert!(!at("run/snapshots.sock").exists(), "no socket of its own");
+    activated.kill().unwrap();
+    activated.wait().unwrap();
 }
