@@ -57,7 +57,7 @@ impl Daemon {
             (Ok(identity), Some(listener)) => (identity.clone(), listener),
             (Ok(_), None) => return Some("already served".to_owned()),
             (Err(error), _) => {
-                let reason = door::chain_of(error.as_ref());
+                let reason = crate::pull::chain_of(error.as_ref());
                 if mesh_wanted(settings, &self.identity) {
                     tracing::warn!(reason, "the mesh port stays closed; this node serves itself");
                 } else {

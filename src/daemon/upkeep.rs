@@ -11,7 +11,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::build::Daemon;
 use crate::{
     containerd::Client,
-    door,
     identity::Identity,
     store::{Linked, Store, Swept},
 };
@@ -92,7 +91,7 @@ pub(super) async fn watch_containerd(
                 None
             }
             Err(error) => {
-                let reason = door::chain_of(&error);
+                let reason = crate::pull::chain_of(&error);
                 if before != Some(false) {
                     tracing::warn!(
                         reason,

@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::flight::Flight;
+pub(crate) use self::read::chain_of;
 pub use self::{arrival::PieceReader, metrics::Metrics};
 use crate::{
     mesh::{Member, Mesh},

@@ -159,7 +159,7 @@ impl Hands {
 }
 
 /// An error and what caused it, on one line.
-pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

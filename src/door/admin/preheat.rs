@@ -61,7 +61,7 @@ pub(super) fn pull(
                 stream::select_all(started.collect::<Vec<_>>()).left_stream()
             }
             Err(error) => {
-                let reason = crate::door::chain_of(&error);
+                let reason = crate::pull::chain_of(&error);
                 stream::once(async move { PullLine::Failed { reason } }).right_stream()
             }
         }

@@ -71,7 +71,8 @@ impl Swarm for Caller {
             return Err(Status::permission_denied(why));
         }
         let joined = self.door.parts.pulls.trackers().join(&join);
-        let (seat, inbox) = joined.map_err(|error| Status::failed_precondition(chain_of(&error)))?;
+        let (seat, inbox) =
+            joined.map_err(|error| Status::failed_precondition(crate::pull::chain_of(&error)))?;
         let (messages, stream) = mpsc::channel(MESSAGES_MAX);
         let count = PieceLayout::of(join.blob_len).count();
         let (caller, stop) = (self.clone(), self.door.stop.clone());
@@ -88,8 +89,11 @@ impl Swarm for Caller {
         &self,
         request: Request<wire::HoldsRequest>,
     ) -> Result<Response<wire::HoldsResponse>, Status> {
-        let digest: Digest =
-            request.get_ref().digest.parse().map_err(|error| Status::invalid_argument(chain_of(&error)))?;
+        let digest: Digest = request
+            .get_ref()
+            .digest
+            .parse()
+            .map_err(|error| Status::invalid_argument(crate::pull::chain_of(&error)))?;
         let answer = match self.door.parts.pulls.answer(&digest, &self.name) {
             Answer::Nothing => WireAnswer::Nothing,
             Answer::Whole => WireAnswer::Whole,
@@ -138,13 +142,8 @@ impl Caller {
     }
 
     fn invalid(&self, error: &(dyn std::error::Error + 'static)) -> Status {
-        let why = chain_of(error);
+        let why = crate::pull::chain_of(error);
         tracing::warn!(peer = %self.name, "closed a stream of a member: {why}");
         Status::invalid_argument(why)
     }
-}
-
-fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
