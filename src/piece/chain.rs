@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_chain_closes_on_the_digest_for_every_awkward_length() {
-        let piece = 1 << 20;
+        let piece = 256 << 10;
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             for len in [0, 1, 55, 56, 63, 64, 111, 112, 128, piece - 1, piece, piece + 1, 2 * piece + 119] {
                 assert!(build(algorithm, &blob(len)).finish().is_some(), "{algorithm:?} {len}");
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn each_piece_is_proven_alone_and_a_flipped_bit_is_not() {
-        let bytes = blob((3 << 20) + 77);
+        let bytes = blob((3 << 18) + 77);
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let chain = build(algorithm, &bytes).finish().unwrap();
             for index in [3, 1, 0, 2] {
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_chain_survives_bytes_and_back() {
-        let bytes = blob((2 << 20) + 1);
+        let bytes = blob((2 << 18) + 1);
         let chain = build(Algorithm::Sha256, &bytes).finish().unwrap();
         let digest = chain.digest().clone();
         let written = chain.to_bytes();
@@ -309,10 +309,10 @@ mod tests {
 
     #[test]
     fn wrong_bytes_do_not_close_and_a_rewound_builder_does() {
-        let bytes = blob((2 << 20) + 9);
+        let bytes = blob((2 << 18) + 9);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let mut builder = ChainBuilder::new(&digest, bytes.len() as u64);
-        let piece = 1usize << 20;
+        let piece = 256usize << 10;
         let mut bad = bytes[piece..2 * piece].to_vec();
         bad[0] ^= 0x80;
         builder.push(&bytes[..piece]);

@@ -74,7 +74,13 @@ impl PieceSet {
 
     /// The pieces in the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.count).filter(|&index| self.contains(index))
+        (0..).zip(&self.words).flat_map(|(word, &bits)| ones(word, bits))
+    }
+
+    /// The pieces that are in both sets, ascending.
+    pub fn common<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = u32> + 'a {
+        let both = self.words.iter().zip(&other.words).map(|(ours, theirs)| ours & theirs);
+        (0..).zip(both).flat_map(|(word, bits)| ones(word, bits))
     }
 
     /// The pieces that are not in the set, ascending.
@@ -126,6 +132,12 @@ impl PieceSet {
         }
         Some(set)
     }
+}
+
+/// The pieces of one word.
+fn ones(word: u32, bits: u64) -> impl Iterator<Item = u32> {
+    let rest = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
+    rest.take_while(|bits| *bits != 0).map(move |bits| word * 64 + bits.trailing_zeros())
 }
 
 #[cfg(test)]

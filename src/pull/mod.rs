@@ -42,9 +42,9 @@ use crate::{
     swarm::{Trackers, tracker::Answer},
 };
 
-/// Pieces in memory on their way to the disk, in MiB, for all pulls together.
-const BUFFERS_MIB: usize = 96;
-const MIB: usize = 1 << 20;
+/// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
+const BUFFERS: usize = 384;
+const BUFFER_LEN: usize = 256 << 10;
 
 /// How pulls behave.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ impl Pulls {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
         let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
-        let (buffers, flights, banned) = (Semaphore::new(BUFFERS_MIB), Mutex::default(), Mutex::default());
+        let (buffers, flights, banned) = (Semaphore::new(BUFFERS), Mutex::default(), Mutex::default());
         Self(Arc::new(Shared {
             store,
             origin,
@@ -257,8 +257,8 @@ impl Pulls {
 impl Shared {
     /// Room for a piece in memory.
     async fn buffer(&self, len: usize) -> SemaphorePermit<'_> {
-        let mib = u32::try_from(len.div_ceil(MIB)).expect("a piece is at most 4 MiB");
-        self.buffers.acquire_many(mib).await.expect("never closed")
+        let buffers = u32::try_from(len.div_ceil(BUFFER_LEN)).expect("a piece is at most 4 MiB");
+        self.buffers.acquire_many(buffers).await.expect("never closed")
     }
 
     fn refuse(&self, reason: &'static str, peer: &str) {

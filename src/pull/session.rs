@@ -303,6 +303,12 @@ impl Session {
         if std::mem::take(&mut self.redial) {
             self.dial();
         }
+        // A tracker that was passed over has had its time: the crowd meets at the first of the rank again.
+        let avoided = self.avoided.len();
+        self.avoided.retain(|_, at| now.duration_since(*at) < AVOIDED_FOR);
+        if self.avoided.len() < avoided {
+            self.reconsider();
+        }
         if self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
             self.say(Vec::new(), now);
         }
@@ -314,12 +320,10 @@ impl Session {
 impl Session {
     /// The first in the digest's rank that has not just failed; this node if nobody is left.
     fn tracker(&self) -> Member {
-        let now = Instant::now();
-        let avoided = |member: &Member| {
-            self.avoided.get(&member.name).is_some_and(|at| now.duration_since(*at) < AVOIDED_FOR)
-        };
         let rank = self.shared.mesh.rank(&self.flight.want.digest);
-        rank.into_iter().find(|member| !avoided(member)).unwrap_or_else(|| self.me.clone())
+        rank.into_iter()
+            .find(|member| !self.avoided.contains_key(&member.name))
+            .unwrap_or_else(|| self.me.clone())
     }
 
     fn dial(&mut self) {
@@ -365,16 +369,16 @@ impl Session {
     fn told(&mut self, number: u64, events: Vec<Event>, now: Instant) {
         let Some(line) = self.line.as_mut().filter(|line| line.number == number) else { return };
         line.heard_at = now;
-        for event in events {
-            let mut banned = None;
-            if let Event::Joined { member, .. } = &event {
-                banned = self.shared.is_banned(member).then(|| member.name.clone());
-            }
-            self.exchange.told(event, now);
-            if let Some(name) = banned {
-                self.exchange.ban(&name);
+        let mut banned = Vec::new();
+        for event in &events {
+            if let Event::Joined { member, .. } = event
+                && self.shared.is_banned(member)
+            {
+                banned.push(member.name.clone());
             }
         }
+        self.exchange.told(events, now);
+        banned.iter().for_each(|name| self.exchange.ban(name));
     }
 
     fn say(&mut self, reports: Vec<Report>, now: Instant) {

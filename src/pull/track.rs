@@ -18,10 +18,13 @@ use crate::{
 
 /// Messages to a tracker that are not sent yet: seconds of announcements at one a piece.
 const OUTBOX_MAX: usize = 256;
-/// A tracker that has not taken the join by then is passed over.
-const JOIN_MAX: Duration = Duration::from_secs(2);
-/// A tracker says something once a second; three missed and the next in rank takes over.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A tracker that has not taken the join by then is passed over: a connection to a member that lives takes a
+/// few milliseconds, and two trackers for a while cost at most the leased runs twice.
+const JOIN_MAX: Duration = Duration::from_secs(1);
+/// A tracker says something five times a second; two missed and the next in rank takes over.
+pub(super) const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// A third of what makes a tracker give up a puller.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// An open line. `number` tells it from the ones before it.
 pub(super) struct Line {
@@ -66,7 +69,7 @@ impl Line {
 
     /// Nothing was said for long enough that the tracker may wonder.
     pub(super) fn is_quiet(&self, now: Instant) -> bool {
-        now.duration_since(self.said_at) >= SILENCE_MAX / 3
+        now.duration_since(self.said_at) >= SAY_EVERY
     }
 }
 

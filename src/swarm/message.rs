@@ -87,17 +87,37 @@ pub enum Report {
 /// From the tracker to a puller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Joined { handle: Handle, member: Member },
-    Gone { handle: Handle },
+    Joined {
+        handle: Handle,
+        member: Member,
+    },
+    Gone {
+        handle: Handle,
+    },
     Stated(Held),
-    Arrived { handle: Handle, pieces: Vec<u32> },
-    Whole { handle: Handle },
-    PieceLost { handle: Handle, index: u32 },
+    Arrived {
+        handle: Handle,
+        pieces: Vec<u32>,
+    },
+    Whole {
+        handle: Handle,
+    },
+    PieceLost {
+        handle: Handle,
+        index: u32,
+    },
     Lease(Run),
     Revoke(Run),
-    Audit,
-    Dropped { voucher: Name },
-    OriginFailed { reason: String },
+    /// Read again, at most so many pieces of each voucher.
+    Audit {
+        each: u32,
+    },
+    Dropped {
+        voucher: Name,
+    },
+    OriginFailed {
+        reason: String,
+    },
 }
 
 /// Why a message is refused.
@@ -319,7 +339,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Whole(handle) => Event::Whole { handle },
         Wire::Lease(run) => Event::Lease(run_within(count, Some(run))?),
         Wire::Revoke(run) => Event::Revoke(run_within(count, Some(run))?),
-        Wire::Audit(_) => Event::Audit,
+        Wire::Audit(audit) => Event::Audit { each: audit.each },
         Wire::Dropped(voucher) => Event::Dropped { voucher: name(voucher)? },
         Wire::OriginFailed(failed) => Event::OriginFailed { reason: reason(failed.reason)? },
         Wire::Lost(lost) => Event::PieceLost { handle: lost.handle, index: index_below(count, lost.index)? },
@@ -362,7 +382,7 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::PieceLost { handle, index } => Wire::Lost(wire::PieceLost { handle: *handle, index: *index }),
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
-        Event::Audit => Wire::Audit(wire::Audit {}),
+        Event::Audit { each } => Wire::Audit(wire::Audit { each: *each }),
         Event::Dropped { voucher } => Wire::Dropped(voucher.clone()),
         Event::OriginFailed { reason } => Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() }),
     };
@@ -408,7 +428,7 @@ mod tests {
             Event::Whole { handle: 3 },
             Event::Lease(0..5),
             Event::Revoke(5..10),
-            Event::Audit,
+            Event::Audit { each: 2 },
             Event::Dropped { voucher: "node-3".into() },
             Event::OriginFailed { reason: "no_origin".into() },
         ];

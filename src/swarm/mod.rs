@@ -18,5 +18,4 @@ pub use trackers::{Seat, TrackError, Trackers};
 #[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]
 mod sim;
 #[cfg(test)]
-#[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]
 mod tests;

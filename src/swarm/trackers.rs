@@ -37,8 +37,8 @@ const OUTBOX_MAX: usize = 512;
 /// digest's rank, and what the others hold is found only when they pull.
 const POLLED_MAX: usize = 128;
 const TICK: Duration = Duration::from_millis(100);
-/// A beat a second tells pullers that their tracker lives.
-const TICKS_PER_BEAT: u32 = 10;
+/// Five beats a second tell pullers that their tracker lives: after two missed ones they look for the next.
+const TICKS_PER_BEAT: u32 = 2;
 
 /// Why a pull cannot be tracked here.
 #[derive(Debug, thiserror::Error)]
@@ -147,13 +147,9 @@ impl Trackers {
 impl Seat {
     /// Says something; no reports at all are a beat.
     pub fn report(&self, reports: Vec<Report>) {
-        self.trackers.with(&self.digest, |swarm, now| {
-            if reports.is_empty() {
-                swarm.beat(self.handle, now);
-            }
-            for report in reports {
-                swarm.report(self.handle, report, now);
-            }
+        self.trackers.with(&self.digest, |swarm, now| match reports.is_empty() {
+            true => swarm.beat(self.handle, now),
+            false => swarm.reports(self.handle, reports, now),
         });
     }
 }

@@ -17,11 +17,11 @@ use super::Door;
 use crate::{mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError};
 
 /// Uploads at a time: finishing a few fast doubles the supply each round, and six keep the link full when some
-/// receivers are slow. The simulation of 8 nodes is best with as many as a pull has requests.
+/// receivers are busy with others: in the simulation of 16 nodes 4 and 8 are both slower.
 pub(super) const SLOTS: usize = 6;
 /// How long a request waits for a slot before it is told to look elsewhere: so that a slot never stands empty
 /// while somebody wants it, and nobody waits while a piece is free elsewhere by now.
-const SLOT_WAIT: Duration = Duration::from_millis(50);
+const SLOT_WAIT: Duration = Duration::from_millis(30);
 /// A body is handed over in parts, so that its slot is held until nearly all of it is sent.
 const PART_LEN: usize = 64 * 1024;
 

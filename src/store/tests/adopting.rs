@@ -9,7 +9,7 @@ use crate::store::{AdoptError, Linked, RelinkError};
 fn containerds_file_takes_the_place_of_ours_and_its_bytes_go_with_both() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB + 3);
+    let sample = Sample::new(1, 2 * PIECE + 3);
     let blob = sample.put(&store);
     let ours = fs::metadata(blob.path()).unwrap().ino();
     let theirs = bench.containerd_has(&sample);
@@ -29,31 +29,31 @@ fn containerds_file_takes_the_place_of_ours_and_its_bytes_go_with_both() {
 #[test]
 fn the_bytes_of_our_own_file_are_freed_when_it_is_replaced() {
     let bench = Bench::new();
-    let mounted = Mounted::tmpfs(&bench.root.path().join("small"), 16 * MIB);
+    let mounted = Mounted::tmpfs(&bench.root.path().join("small"), 16 * PIECE);
     let settings = Settings { dir: mounted.0.join("store"), ..bench.settings.clone() };
     let store = Store::open(settings).unwrap();
     let free = || Machine.space(&mounted.0).unwrap().free;
-    let sample = Sample::new(1, 4 * MIB);
+    let sample = Sample::new(1, 4 * PIECE);
     let at_first = free();
     let blob = sample.put(&store);
     let theirs = mounted.0.join("theirs");
     fs::write(&theirs, &sample.bytes).unwrap();
-    assert!(at_first - free() >= 8 * MIB);
+    assert!(at_first - free() >= 8 * PIECE);
     store.relink(&sample.digest, &theirs).unwrap();
     assert_eq!(blob.read(0).unwrap(), sample.piece(0));
-    assert!(at_first - free() < 5 * MIB, "the handle keeps the replaced file");
+    assert!(at_first - free() < 5 * PIECE, "the handle keeps the replaced file");
     drop(blob);
     fs::remove_file(&theirs).unwrap();
-    assert!(at_first - free() >= 4 * MIB, "our link keeps the bytes");
+    assert!(at_first - free() >= 4 * PIECE, "our link keeps the bytes");
     store.remove(&sample.digest);
-    assert!(at_first - free() < MIB);
+    assert!(at_first - free() < PIECE);
 }
 
 #[test]
 fn another_file_is_not_linked_for_a_blob() {
     let bench = Bench::new();
     let store = bench.open();
-    let (sample, other) = (Sample::new(1, MIB), Sample::new(2, MIB + 1));
+    let (sample, other) = (Sample::new(1, PIECE), Sample::new(2, PIECE + 1));
     let theirs = bench.containerd_has(&other);
     assert!(matches!(store.relink(&sample.digest, &theirs), Err(RelinkError::Absent { .. })));
     sample.put(&store);
@@ -68,7 +68,7 @@ fn another_file_is_not_linked_for_a_blob() {
 fn containerds_file_is_adopted_by_link_and_proven() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 3 * MIB + 1);
+    let sample = Sample::new(1, 3 * PIECE + 1);
     let theirs = bench.containerd_has(&sample);
     assert_eq!(store.links_with(&theirs).unwrap(), Linked::Linked);
     let blob = store.adopt(&sample.digest, sample.len(), &theirs).unwrap();
@@ -84,7 +84,7 @@ fn containerds_file_is_adopted_by_link_and_proven() {
 fn a_blob_that_we_have_is_linked_when_it_is_adopted() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, MIB);
+    let sample = Sample::new(1, PIECE);
     sample.put(&store);
     let theirs = bench.containerd_has(&sample);
     store.adopt(&sample.digest, sample.len(), &theirs).unwrap();
@@ -95,9 +95,9 @@ fn a_blob_that_we_have_is_linked_when_it_is_adopted() {
 fn wrong_bytes_are_not_adopted_and_nothing_of_them_is_kept() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = bench.containerd_has(&sample);
-    flip_a_bit(&theirs, MIB + 1);
+    flip_a_bit(&theirs, PIECE + 1);
     let directory = bench.root.path().join("containerd");
     for (len, path) in [(sample.len(), &theirs), (sample.len() + 1, &theirs), (4096, &directory)] {
         let refused = store.adopt(&sample.digest, len, path);
@@ -113,8 +113,8 @@ fn wrong_bytes_are_not_adopted_and_nothing_of_them_is_kept() {
 fn from_another_file_system_blobs_are_copied() {
     let bench = Bench::new();
     let store = bench.open();
-    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * MIB);
-    let (first, second) = (Sample::new(1, 2 * MIB + 1), Sample::new(2, MIB));
+    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * PIECE);
+    let (first, second) = (Sample::new(1, 2 * PIECE + 1), Sample::new(2, PIECE));
     let theirs = mounted.0.join("first");
     fs::write(&theirs, &first.bytes).unwrap();
     assert_eq!(store.links_with(&mounted.0).unwrap(), Linked::Copied);
@@ -132,7 +132,7 @@ fn from_another_file_system_blobs_are_copied() {
 fn from_another_mount_of_the_same_file_system_blobs_are_copied() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = bench.containerd_has(&sample);
     let bound = bench.root.path().join("bound");
     fs::create_dir(&bound).unwrap();

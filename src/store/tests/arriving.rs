@@ -7,7 +7,7 @@ use crate::store::{ArriveError, CommitError, ReadError};
 fn pieces_come_in_any_order_and_become_a_blob() {
     let bench = Bench::new();
     let store = bench.open();
-    for len in [0, 1, MIB, 2 * MIB + 77] {
+    for len in [0, 1, PIECE, 2 * PIECE + 77] {
         let sample = Sample::new(1, len);
         let arriving = store.arrive(&sample.digest, len).unwrap();
         assert!(arriving.have().is_empty() && store.get(&sample.digest).is_none());
@@ -29,7 +29,7 @@ fn pieces_come_in_any_order_and_become_a_blob() {
 #[test]
 fn a_sha512_blob_survives_a_restart() {
     let bench = Bench::new();
-    let mut sample = Sample::new(2, 2 * MIB + 5);
+    let mut sample = Sample::new(2, 2 * PIECE + 5);
     sample.digest = Digest::of(Algorithm::Sha512, &sample.bytes);
     sample.put(&bench.open());
     assert!(sample.is_whole_in(&bench.open()));
@@ -39,7 +39,7 @@ fn a_sha512_blob_survives_a_restart() {
 fn who_asks_for_an_arriving_blob_joins_it() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 3 * MIB);
+    let sample = Sample::new(1, 3 * PIECE);
     let first = store.arrive(&sample.digest, sample.len()).unwrap();
     let second = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&first, 1).unwrap();
@@ -58,7 +58,7 @@ fn who_asks_for_an_arriving_blob_joins_it() {
 fn many_threads_write_the_same_pieces_and_the_first_counts() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(3, 8 * MIB + 1);
+    let sample = Sample::new(3, 8 * PIECE + 1);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     std::thread::scope(|scope| {
         for shift in 0..4 {
@@ -78,7 +78,7 @@ fn many_threads_write_the_same_pieces_and_the_first_counts() {
 #[test]
 fn what_is_no_piece_is_refused() {
     let bench = Bench::new();
-    let sample = Sample::new(1, MIB + 5);
+    let sample = Sample::new(1, PIECE + 5);
     let arriving = bench.open().arrive(&sample.digest, sample.len()).unwrap();
     let statement = blake3::hash(b"");
     for (index, len) in [(0, 5), (1, 6), (2, 0), (u32::MAX, 5)] {
@@ -92,7 +92,7 @@ fn what_is_no_piece_is_refused() {
 fn a_commit_wants_every_piece_and_its_own_chain() {
     let bench = Bench::new();
     let store = bench.open();
-    let (sample, other) = (Sample::new(1, 2 * MIB), Sample::new(2, 2 * MIB));
+    let (sample, other) = (Sample::new(1, 2 * PIECE), Sample::new(2, 2 * PIECE));
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 1).unwrap();
     let incomplete = arriving.commit(&sample.chain());
@@ -107,7 +107,7 @@ fn a_commit_wants_every_piece_and_its_own_chain() {
 #[test]
 fn a_convicted_piece_is_forgotten_also_after_a_restart() {
     let bench = Bench::new();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let store = bench.open();
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     let forged = vec![7; sample.piece(0).len()];
@@ -126,7 +126,7 @@ fn a_convicted_piece_is_forgotten_also_after_a_restart() {
 fn what_was_abandoned_is_gone_and_begins_anew() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 0).unwrap();
     arriving.abandon();
@@ -144,7 +144,7 @@ fn what_was_abandoned_is_gone_and_begins_anew() {
 fn an_adopted_blob_ends_its_arrival() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 0).unwrap();
     store.adopt(&sample.digest, sample.len(), &bench.containerd_has(&sample)).unwrap();

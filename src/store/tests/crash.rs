@@ -15,7 +15,7 @@ fn resumed(bench: &Bench, sample: &Sample) -> Vec<u32> {
 
 /// Pieces 0, 1 and 2 of four have arrived when the daemon dies: nothing is done when a store is dropped.
 fn killed_mid_pull(bench: &Bench) -> Sample {
-    let sample = Sample::new(1, 3 * MIB + 9);
+    let sample = Sample::new(1, 3 * PIECE + 9);
     let arriving = bench.open().arrive(&sample.digest, sample.len()).unwrap();
     for index in [2, 0, 1] {
         sample.write(&arriving, index).unwrap();
@@ -56,7 +56,7 @@ fn a_torn_or_invented_record_costs_nothing_else() {
 fn a_piece_whose_bytes_did_not_reach_the_disk_is_forgotten() {
     let bench = Bench::new();
     let sample = killed_mid_pull(&bench);
-    flip_a_bit(&bench.arriving_dir(&sample).join("data"), MIB + 5);
+    flip_a_bit(&bench.arriving_dir(&sample).join("data"), PIECE + 5);
     assert_eq!(resumed(&bench, &sample), [0, 2]);
 }
 
@@ -74,7 +74,8 @@ fn a_journal_that_is_none_is_begun_again() {
 #[test]
 fn a_blob_without_its_files_is_no_blob() {
     let bench = Bench::new();
-    let samples = [Sample::new(1, MIB), Sample::new(2, MIB), Sample::new(3, MIB), Sample::new(4, MIB)];
+    let samples =
+        [Sample::new(1, PIECE), Sample::new(2, PIECE), Sample::new(3, PIECE), Sample::new(4, PIECE)];
     let store = bench.open();
     samples.iter().for_each(|sample| drop(sample.put(&store)));
     drop(store);
@@ -102,7 +103,7 @@ fn child_commits_until_it_is_killed() {
         Settings { dir: dir.into(), quota: Some(PLENTY), keep_free: Some(0), ..Settings::default() };
     let store = Store::open(settings).unwrap();
     for seed in 0..=u8::MAX {
-        let sample = Sample::new(seed, MIB + u64::from(seed));
+        let sample = Sample::new(seed, PIECE + u64::from(seed));
         sample.put(&store);
         writeln!(io::stdout(), "committed {}", sample.digest).unwrap();
         if seed % 3 == 2 {
@@ -132,7 +133,7 @@ fn a_daemon_that_is_killed_leaves_blobs_whole_or_arriving() {
         child.wait().unwrap();
         let store = bench.open();
         for (seed, digest) in (0u8..).zip(&committed) {
-            let sample = Sample::new(seed, MIB + u64::from(seed));
+            let sample = Sample::new(seed, PIECE + u64::from(seed));
             assert_eq!(&sample.digest, digest);
             // Each third is removed again, and the last of those may have been alive.
             assert!(seed % 3 == 2 || sample.is_whole_in(&store), "blob {seed} of {blobs_before_death}");

@@ -44,9 +44,9 @@ fn is_absent<T>(read: &Result<T, ReadError>) -> bool {
 
 #[test]
 fn everything_at_once() {
-    let bench = Bench::new().quota(4 * MIB);
+    let bench = Bench::new().quota(4 * PIECE);
     let store = bench.open();
-    let samples = [1, 2, 3, 4].map(|seed| Sample::new(seed, MIB + 10));
+    let samples = [1, 2, 3, 4].map(|seed| Sample::new(seed, PIECE + 10));
     let theirs = samples.each_ref().map(|sample| bench.containerd_has(sample));
     std::thread::scope(|scope| {
         for thread in 0..6 {

@@ -31,7 +31,8 @@ use crate::{
     piece::{Chain, ChainBuilder, PieceLayout},
 };
 
-const MIB: u64 = 1 << 20;
+/// The length of these blobs' pieces.
+const PIECE: u64 = 256 << 10;
 /// Longer than anything a test writes.
 const PLENTY: u64 = 1 << 40;
 

@@ -7,9 +7,9 @@ use crate::store::{AdoptError, ReadError, RelinkError};
 fn a_rotten_blob_leaves_the_store_and_is_pulled_again() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB + 3);
+    let sample = Sample::new(1, 2 * PIECE + 3);
     let blob = sample.put(&store);
-    flip_a_bit(blob.path(), MIB + 100);
+    flip_a_bit(blob.path(), PIECE + 100);
     assert_eq!(blob.read(0).unwrap(), sample.piece(0));
     assert!(matches!(blob.read(1), Err(ReadError::Rotten { index: 1, .. })));
     assert!(store.get(&sample.digest).is_none() && !bench.blob_dir(&sample).exists());
@@ -23,9 +23,9 @@ fn a_rotten_blob_leaves_the_store_and_is_pulled_again() {
 fn a_file_that_was_cut_is_rotten() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB + 3);
+    let sample = Sample::new(1, 2 * PIECE + 3);
     let blob = sample.put(&store);
-    fs::OpenOptions::new().write(true).open(blob.path()).unwrap().set_len(MIB).unwrap();
+    fs::OpenOptions::new().write(true).open(blob.path()).unwrap().set_len(PIECE).unwrap();
     assert!(matches!(blob.read(2), Err(ReadError::Rotten { .. })));
     assert!(store.get(&sample.digest).is_none());
 }
@@ -34,7 +34,7 @@ fn a_file_that_was_cut_is_rotten() {
 fn containerds_rotten_file_is_left_alone_and_not_linked_again() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = bench.containerd_has(&sample);
     let blob = store.adopt(&sample.digest, sample.len(), &theirs).unwrap();
     flip_a_bit(&theirs, 7);
@@ -62,7 +62,7 @@ fn containerds_rotten_file_is_left_alone_and_not_linked_again() {
 fn a_piece_that_rots_while_its_blob_arrives_is_forgotten() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     for index in [0, 1] {
         sample.write(&arriving, index).unwrap();

@@ -33,7 +33,7 @@ fn its_directories_are_for_root_only() {
 fn leftovers_are_swept_and_what_is_not_ours_is_left_alone() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, MIB);
+    let sample = Sample::new(1, PIECE);
     sample.put(&store);
     drop(store);
     let dir = &bench.settings.dir;
@@ -43,7 +43,7 @@ fn leftovers_are_swept_and_what_is_not_ours_is_left_alone() {
         fs::create_dir_all(dir.join(path)).unwrap();
     }
     fs::write(dir.join("blobs/README"), "mine").unwrap();
-    let half_made = Sample::new(2, MIB);
+    let half_made = Sample::new(2, PIECE);
     fs::create_dir_all(bench.arriving_dir(&half_made)).unwrap();
     let store = bench.open();
     assert!(sample.is_whole_in(&store));
@@ -55,7 +55,7 @@ fn leftovers_are_swept_and_what_is_not_ours_is_left_alone() {
 #[test]
 fn a_read_only_disk_is_one_clear_error() {
     let bench = Bench::new();
-    let mounted = Mounted::tmpfs(&bench.root.path().join("small"), MIB);
+    let mounted = Mounted::tmpfs(&bench.root.path().join("small"), PIECE);
     mount_remount(&mounted.0, MountFlags::RDONLY, "").unwrap();
     let settings = Settings { dir: mounted.0.join("store"), ..bench.settings.clone() };
     let refused = Store::open(settings).err().unwrap();

@@ -72,13 +72,13 @@ impl Exchange {
     }
 
     /// Vouchers take turns, so that a liar is found after about as many pieces as there are vouchers.
-    pub(super) fn audit(&mut self) {
+    pub(super) fn audit(&mut self, each: u32) {
         let mut by_voucher: BTreeMap<&Name, Vec<(u32, Statement, Name)>> = BTreeMap::new();
         for (&index, claim) in self.held.iter().filter(|(_, c)| c.voucher != self.setting.me.name) {
             let piece = (index, claim.statement, claim.voucher.clone());
             by_voucher.entry(&claim.voucher).or_default().push(piece);
         }
-        let longest = by_voucher.values().map(Vec::len).max().unwrap_or(0);
+        let longest = by_voucher.values().map(Vec::len).max().unwrap_or(0).min(each as usize);
         let turn = |nth: usize| by_voucher.values().filter_map(move |pieces| pieces.get(nth)).cloned();
         let order = (0..longest).flat_map(turn).collect();
         self.auditing = true;

@@ -59,6 +59,8 @@ pub struct Exchange {
     setting: Setting,
     layout: PieceLayout,
     have: PieceSet,
+    /// Neither here nor on their way: what a peer can be asked for. See [`Self::note`].
+    wanted: PieceSet,
     /// What the pieces that are here are said to be.
     held: BTreeMap<u32, Claim>,
     /// What the tracker says of pieces.
@@ -90,9 +92,11 @@ impl Exchange {
         let layout = PieceLayout::of(setting.blob_len);
         let count = layout.count();
         let mut have = PieceSet::empty(count);
+        let mut wanted = PieceSet::full(count);
         let mut held = BTreeMap::new();
         for (index, statement) in resumed {
             have.insert(index);
+            wanted.remove(index);
             held.insert(index, Claim { statement, voucher: Name::new() });
         }
         let chain = if count == 1 { ChainState::Known { sponsor: None } } else { ChainState::Unknown };
@@ -101,6 +105,7 @@ impl Exchange {
             setting,
             layout,
             have,
+            wanted,
             held,
             stated: vec![None; count as usize],
             peers: BTreeMap::new(),
@@ -181,7 +186,14 @@ impl Exchange {
     }
 
     /// The tracker says something.
-    pub fn told(&mut self, event: Event, now: Instant) {
+    pub fn told(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) {
+        for event in events {
+            self.hear(event);
+        }
+        self.settle(now);
+    }
+
+    fn hear(&mut self, event: Event) {
         match event {
             Event::Joined { handle, member } => self.peer_joined(handle, member),
             Event::Gone { handle } => self.peer_gone(handle),
@@ -194,17 +206,28 @@ impl Exchange {
             Event::PieceLost { handle, index } => self.peer_lost(handle, index),
             Event::Lease(run) => {
                 self.leases.push(run.clone());
+                run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::ReadOrigin { run });
             }
             Event::Revoke(run) => {
                 self.leases.retain(|lease| *lease != run);
+                run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::StopOrigin { run });
             }
-            Event::Audit => self.audit(),
+            Event::Audit { each } => self.audit(each),
             Event::Dropped { voucher } => self.drop_vouched(&voucher),
             Event::OriginFailed { reason } => self.origin_failed = Some(reason),
         }
-        self.settle(now);
+    }
+
+    /// Whether the piece is wanted may be another matter now.
+    fn note(&mut self, index: u32) {
+        let coming = self.requests.contains_key(&index) || self.leases.iter().any(|run| run.contains(&index));
+        if self.have.contains(index) || coming {
+            self.wanted.remove(index);
+        } else {
+            self.wanted.insert(index);
+        }
     }
 
     /// A request to a peer ended.
@@ -214,6 +237,7 @@ impl Exchange {
         let began = request.map(|position| requests.swap_remove(position).at);
         if requests.is_empty() {
             self.requests.remove(&index);
+            self.note(index);
         }
         if let (Fetched::Good(_), Some(began)) = (outcome, began) {
             self.piece_time = (self.piece_time * 7 + now.duration_since(began)) / 8;
@@ -264,6 +288,7 @@ impl Exchange {
     pub fn read_ended(&mut self, run: &Run, failure: Option<(Failure, String)>, now: Instant) {
         let known = self.leases.len();
         self.leases.retain(|lease| lease != run);
+        run.clone().for_each(|index| self.note(index));
         if let Some((failure, reason)) = failure
             && self.leases.len() < known
         {
@@ -280,6 +305,7 @@ impl Exchange {
     /// A piece that was here is rotten, and no longer in the store.
     pub fn lost(&mut self, index: u32, now: Instant) {
         if self.have.remove(index) {
+            self.note(index);
             self.held.remove(&index);
             self.actions.push(Action::Tell(Report::Lost { index }));
         }
@@ -329,6 +355,7 @@ impl Exchange {
 
     fn keep(&mut self, index: u32, claim: Claim) {
         if self.have.insert(index) {
+            self.note(index);
             let Claim { statement, voucher } = claim.clone();
             self.held.insert(index, claim);
             self.actions.push(Action::Tell(Report::Held(Held { index, statement, voucher })));
@@ -337,6 +364,7 @@ impl Exchange {
 
     fn forget(&mut self, index: u32) {
         if self.have.remove(index) {
+            self.note(index);
             self.held.remove(&index);
             self.actions.push(Action::Forget { index });
         }

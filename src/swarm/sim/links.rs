@@ -1,10 +1,42 @@
-//! Bytes on the simulated links: uploads between nodes, reads from the origin.
+//! Bytes on the simulated links.
 
-use super::*;
+use std::time::Duration;
+
+use super::{Fault, LINK, Message, Sim, node::Upload, piece};
+use crate::swarm::exchange::{Check, Fetched};
+
+/// As the peer door has them.
+const SLOTS: usize = 6;
+const SLOT_WAIT: Duration = Duration::from_millis(30);
+/// A request without a byte for so long is called slow, and fails after so long, as in the shell.
+const SLOW: Duration = Duration::from_millis(500);
+const STALL: Duration = Duration::from_secs(5);
+/// Rounds in which links are filled.
+const ROUNDS: usize = 4;
+
+/// A transfer: from whom to whom, between zones or not.
+struct Flow {
+    from: usize,
+    to: usize,
+    crosses: bool,
+    open: bool,
+    rate: f64,
+}
 
 impl Sim {
+    pub(super) fn asked(&mut self, to: usize, upload: Upload) {
+        let (node, index) = (upload.to, upload.index);
+        let holder = &mut self.nodes[to];
+        let refusal = match () {
+            () if !holder.alive => Fetched::Failed,
+            () if !holder.stored.contains_key(&index) => Fetched::Absent,
+            () => return holder.waiting.push_back(upload),
+        };
+        self.send(Message::Answer { to: node, from: to, index, outcome: refusal });
+    }
+
     pub(super) fn upload(&mut self) {
-        let (tick, now) = (self.tick, self.now());
+        let slot_wait = self.ticks(SLOT_WAIT);
         let mut answers = Vec::new();
         for (number, node) in self.nodes.iter_mut().enumerate() {
             while node.uploads.len() < SLOTS
@@ -12,188 +44,102 @@ impl Sim {
             {
                 node.uploads.push(upload);
             }
-            while node.waiting.front().is_some_and(|first| tick - first.since > SLOT_WAIT_TICKS) {
-                let upload = node.waiting.pop_front().unwrap();
+            while node.waiting.front().is_some_and(|first| self.tick - first.since > slot_wait) {
+                let upload = node.waiting.pop_front().expect("there is a first");
                 answers.push((upload.to, number, upload.index, Fetched::Busy));
             }
         }
+        let (slow, stall) = (self.ticks(SLOW), self.ticks(STALL));
         let mut rates = self.rates().into_iter();
-        for (number, node) in self.nodes.iter_mut().enumerate() {
-            let stalled = matches!(node.fault, Fault::Stalls(at) if tick >= at);
+        let mut slow_ones = Vec::new();
+        for number in 0..self.nodes.len() {
+            let node = &mut self.nodes[number];
+            let (frozen, alive) = (node.is_frozen(self.tick), node.alive);
             for upload in &mut node.uploads {
                 upload.left -= rates.next().expect("one for each upload");
+                if frozen && self.tick - upload.since == slow {
+                    slow_ones.push((upload.to, node.name.clone(), upload.index));
+                }
             }
-            let alive = node.alive;
             let over = |upload: &mut Upload| {
-                upload.left <= 0.0 || !alive || (stalled && tick - upload.since > STALL_TICKS)
+                upload.left <= 0.0 || !alive || (frozen && self.tick - upload.since > stall)
             };
-            for upload in node.uploads.extract_if(.., over) {
-                let outcome = match node.stored.get(&upload.index) {
-                    _ if upload.left > 0.0 => Fetched::Failed,
-                    None => Fetched::Absent,
-                    Some(_) if node.fault == Fault::CorruptRelay => Fetched::Wrong,
-                    Some(&stored) if upload.check == Check::Statement(stored) => Fetched::Good(stored),
-                    Some(&stored) if upload.check == Check::Chain && stored == piece(upload.index, 0) => {
-                        Fetched::Good(stored)
-                    }
-                    Some(_) => Fetched::Wrong,
-                };
-                answers.push((upload.to, number, upload.index, outcome));
+            let ended: Vec<Upload> = node.uploads.extract_if(.., over).collect();
+            for upload in ended {
+                answers.push((upload.to, number, upload.index, self.outcome(number, &upload)));
             }
         }
         for (to, from, index, outcome) in answers {
             self.send(Message::Answer { to, from, index, outcome });
         }
-        // The shell reports requests without a byte after half a second.
-        let slow: Vec<_> = self
-            .nodes
-            .iter()
-            .filter(|node| matches!(node.fault, Fault::Stalls(at) if tick >= at))
-            .flat_map(|node| node.uploads.iter().map(|u| (u.to, node.name.clone(), u.index, u.since)))
-            .filter(|(.., since)| tick - since == 250)
-            .collect();
-        for (to, name, index, _) in slow {
+        let now = self.now();
+        for (to, name, index) in slow_ones {
             self.nodes[to].exchange.slow(&name, index, now);
         }
     }
 
+    fn outcome(&self, from: usize, upload: &Upload) -> Fetched {
+        let node = &self.nodes[from];
+        match node.stored.get(&upload.index) {
+            _ if upload.left > 0.0 => Fetched::Failed,
+            None => Fetched::Absent,
+            Some(_) if node.fault == Fault::CorruptRelay => Fetched::Wrong,
+            Some(&stored) if upload.check == Check::Statement(stored) => Fetched::Good(stored),
+            Some(&stored) if upload.check == Check::Chain && stored == piece(upload.index, 0) => {
+                Fetched::Good(stored)
+            }
+            Some(_) => Fetched::Wrong,
+        }
+    }
+
+    fn sends(&self, number: usize) -> bool {
+        self.nodes[number].alive && !self.nodes[number].is_frozen(self.tick)
+    }
+
     /// Bytes of each upload in this tick: links are filled in rounds, as TCP's flows end up sharing them.
-    pub(super) fn rates(&self) -> Vec<f64> {
-        const ROUNDS: usize = 4;
-        let all: Vec<(usize, usize, bool)> = self
-            .nodes
-            .iter()
-            .enumerate()
-            .flat_map(|(from, node)| {
-                node.uploads.iter().map(move |upload| (from, upload.to, self.sends(from)))
-            })
-            .collect();
-        let mut rates = vec![0.0; all.len()];
-        let mut up = vec![LINK; self.nodes.len()];
+    fn rates(&mut self) -> Vec<f64> {
+        let link = |share: f64| LINK * self.plan.tick.as_secs_f64() * share;
+        let mut flows: Vec<Flow> = Vec::new();
+        for (from, node) in self.nodes.iter().enumerate() {
+            let open = self.sends(from);
+            flows.extend(node.uploads.iter().map(|upload| {
+                let crosses = self.nodes[upload.to].zone != node.zone;
+                Flow { from, to: upload.to, crosses, open, rate: 0.0 }
+            }));
+        }
+        let mut up: Vec<f64> = self.nodes.iter().map(|node| link(node.link())).collect();
         let mut down: Vec<f64> =
-            (0..self.nodes.len()).map(|number| LINK - self.origin_rate(number)).collect();
+            up.iter().zip(self.origin_rates()).map(|(link, origin)| (link - origin).max(0.0)).collect();
+        // Each way between the zones.
+        let mut cross = [link(self.plan.zone_link); 2];
         for _ in 0..ROUNDS {
-            let open = |&(from, to, sends): &(usize, usize, bool)| sends && up[from] > 1.0 && down[to] > 1.0;
-            let is_open: Vec<bool> = all.iter().map(open).collect();
             let (mut senders, mut receivers) = (vec![0.0; up.len()], vec![0.0; up.len()]);
-            for ((from, to, _), _) in all.iter().zip(&is_open).filter(|(_, open)| **open) {
-                senders[*from] += 1.0;
-                receivers[*to] += 1.0;
-            }
-            let (up_now, down_now) = (up.clone(), down.clone());
-            for (number, (from, to, _)) in all.iter().enumerate().filter(|(number, _)| is_open[*number]) {
-                let more = (up_now[*from] / senders[*from]).min(down_now[*to] / receivers[*to]);
-                rates[number] += more;
-                up[*from] -= more;
-                down[*to] -= more;
-            }
-        }
-        rates
-    }
-
-    pub(super) fn sends(&self, number: usize) -> bool {
-        self.nodes[number].alive && !matches!(self.nodes[number].fault, Fault::Stalls(at) if self.tick >= at)
-    }
-
-    /// Connections over which the origin sends something to this node.
-    pub(super) fn reads_of(&self, number: usize) -> usize {
-        let node = &self.nodes[number];
-        if self.sends(number) { node.reads.len() + usize::from(node.audit.is_some()) } else { 0 }
-    }
-
-    pub(super) fn origin_rate(&self, number: usize) -> f64 {
-        let all: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
-        self.origin_link * self.reads_of(number) as f64 / all.max(1) as f64
-    }
-
-    pub(super) fn read_origin(&mut self) {
-        let (now, tick) = (self.now(), self.tick);
-        if let Some((failure, reason)) = self.origin_failure.clone() {
-            for node in &mut self.nodes {
-                for read in std::mem::take(&mut node.reads) {
-                    node.exchange.read_ended(&read.run, Some((failure.clone(), reason.to_owned())), now);
+            let mut crossing = [0.0; 2];
+            for flow in &mut flows {
+                let way = usize::from(self.nodes[flow.from].zone > 0);
+                flow.open &= up[flow.from] > 1.0 && down[flow.to] > 1.0;
+                flow.open &= !flow.crosses || cross[way] > 1.0;
+                if flow.open {
+                    senders[flow.from] += 1.0;
+                    receivers[flow.to] += 1.0;
+                    crossing[way] += f64::from(u8::from(flow.crosses));
                 }
             }
-            return;
-        }
-        let readers: usize = (0..self.nodes.len()).map(|number| self.reads_of(number)).sum();
-        let share = self.origin_link / readers.max(1) as f64;
-        for number in 0..self.nodes.len() {
-            let node = &mut self.nodes[number];
-            let stalled = matches!(node.fault, Fault::Stalls(at) if tick >= at);
-            if !node.alive || stalled {
-                continue;
-            }
-            let lie = if node.fault == Fault::LyingReader { number as u32 + 1 } else { 0 };
-            let mut ended = Vec::new();
-            for read in &mut node.reads {
-                read.left -= share;
-                self.origin_bytes += share;
-                if tick - read.beat >= 250 {
-                    read.beat = tick;
-                    node.exchange.reading(read.next);
+            let (up_now, down_now, cross_now) = (up.clone(), down.clone(), cross);
+            for flow in flows.iter_mut().filter(|flow| flow.open) {
+                let way = usize::from(self.nodes[flow.from].zone > 0);
+                let mut more =
+                    (up_now[flow.from] / senders[flow.from]).min(down_now[flow.to] / receivers[flow.to]);
+                if flow.crosses {
+                    more = more.min(cross_now[way] / crossing[way]);
+                    cross[way] -= more;
+                    self.cross_bytes += more;
                 }
-                if read.left <= 0.0 {
-                    let statement = piece(read.next, lie);
-                    node.stored.insert(read.next, statement);
-                    node.exchange.read(read.next, statement, now);
-                    read.next += 1;
-                    if read.next == read.run.end {
-                        ended.push(read.run.clone());
-                    } else {
-                        read.left += self.layout.len_of(read.next) as f64;
-                    }
-                }
+                flow.rate += more;
+                up[flow.from] -= more;
+                down[flow.to] -= more;
             }
-            node.reads.retain(|read| read.next < read.run.end);
-            for run in ended {
-                node.exchange.read_ended(&run, None, now);
-            }
-            self.audit(number, share);
         }
-    }
-
-    pub(super) fn audit(&mut self, number: usize, share: f64) {
-        let (now, node) = (self.now(), &mut self.nodes[number]);
-        let Some((order, next, got)) = &mut node.audit else { return };
-        *got += share;
-        self.origin_bytes += share;
-        if *got < self.layout.piece_len() as f64 {
-            return;
-        }
-        *got = 0.0;
-        let (index, stated, voucher) = order[*next].clone();
-        node.exchange.reading(index);
-        *next += 1;
-        let verdict = match piece(index, 0) {
-            truth if truth != stated => {
-                node.convicted.insert(voucher);
-                Some(Verdict::Differs { index, statement: truth })
-            }
-            _ => (*next == order.len()).then_some(Verdict::Clean),
-        };
-        if verdict.is_some() {
-            node.audit = None;
-            node.exchange.audited(verdict, now);
-        }
-    }
-
-    /// The chain: closes when all is here and true.
-    pub(super) fn finish(&mut self, number: usize) {
-        let now = self.now();
-        let node = &mut self.nodes[number];
-        let is_full = node.exchange.have().is_full();
-        if !node.alive || node.finished.is_some() || !is_full {
-            let front = node.exchange.have().prefix_len();
-            node.exchange.front(front);
-            node.unclosed &= is_full;
-            return;
-        }
-        if (0..self.layout.count()).all(|index| node.stored[&index] == piece(index, 0)) {
-            node.finished = Some(self.tick);
-            node.exchange.proven();
-        } else if !std::mem::replace(&mut node.unclosed, true) && node.failed.is_none() {
-            node.exchange.unclosed(now);
-        }
+        flows.into_iter().map(|flow| flow.rate).collect()
     }
 }

@@ -14,17 +14,30 @@ use crate::swarm::message::{Event, Handle, Name, Verdict};
 
 /// An auditor reports every piece that it has read; without a word for so long another one is asked.
 const STALL_MAX: Duration = Duration::from_secs(10);
-/// Auditors that must find everything as stated before the origin itself is blamed: one could be the liar.
+/// Auditors that must find everything as stated before the next depth, and in the end the origin itself is
+/// blamed: one could be the liar.
 const CLEAN_MAX: u32 = 2;
+/// Pieces of each voucher in a first audit: whoever reads wrong bytes seldom does it once. It costs a few
+/// pieces, even if the liar is asked to audit.
+const SHALLOW: u32 = 2;
 
 #[derive(Default)]
 pub(super) struct Audit {
     running: Option<(Handle, Instant)>,
     done: BTreeSet<Name>,
     clean: u32,
+    /// The first audits found nothing: everything is read.
+    deep: bool,
 }
 
 impl Audit {
+    /// Nobody is left to find more at this depth; `false` if this was all.
+    fn deepen(&mut self) -> bool {
+        self.done.clear();
+        self.clean = 0;
+        !std::mem::replace(&mut self.deep, true)
+    }
+
     pub(super) fn left(&mut self, handle: Handle) {
         self.running.take_if(|(auditor, _)| *auditor == handle);
     }
@@ -70,8 +83,10 @@ impl Swarm {
         match candidate {
             Some(handle) => {
                 self.audit.running = Some((handle, now));
-                self.tell(handle, Event::Audit);
+                let each = if self.audit.deep { u32::MAX } else { SHALLOW };
+                self.tell(handle, Event::Audit { each });
             }
+            None if self.audit.deepen() => self.seek_auditor(now),
             None => self.blame_origin(now),
         }
     }
@@ -93,7 +108,7 @@ impl Swarm {
                 self.drop_vouched(&voucher);
             }
         }
-        if self.audit.clean >= CLEAN_MAX {
+        if self.audit.clean >= CLEAN_MAX && !self.audit.deepen() {
             let now = self.unfinished_at;
             self.blame_origin(now);
         }

@@ -25,6 +25,20 @@ impl Swarm {
         piece.holders -= 1;
         if piece.holders == 0 {
             piece.stated = None;
+            self.spread(index);
+        }
+    }
+
+    fn one_more_holder(&mut self, index: u32) {
+        self.pieces[index as usize].holders += 1;
+        self.spread(index);
+    }
+
+    /// The piece is with nobody, or with more than its reader.
+    fn spread(&mut self, index: u32) {
+        let reader = self.pieces[index as usize].unspread.take();
+        if let Some(puller) = reader.and_then(|reader| self.members.get_mut(&reader)) {
+            puller.unspread -= 1;
         }
     }
 
@@ -50,10 +64,15 @@ impl Swarm {
                 self.tell_others(handle, &Event::Stated(held.clone()));
             }
         }
-        let puller = self.puller(handle);
-        if puller.have.insert(index) {
-            puller.read += u32::from(held.voucher == name);
-            self.pieces[index as usize].holders += 1;
+        if self.puller(handle).have.insert(index) {
+            self.one_more_holder(index);
+            if held.voucher == name {
+                let is_new = self.pieces[index as usize].holders == 1;
+                let puller = self.puller(handle);
+                puller.read += 1;
+                puller.unspread += u32::from(is_new);
+                self.pieces[index as usize].unspread = is_new.then_some(handle);
+            }
             self.tell_others(handle, &Event::Arrived { handle, pieces: vec![index] });
         }
         self.progress(handle, index, now);
@@ -73,7 +92,7 @@ impl Swarm {
         let name = puller.member.name.clone();
         self.polled.remove(&name);
         for index in missing {
-            self.pieces[index as usize].holders += 1;
+            self.one_more_holder(index);
         }
         self.tell_others(handle, &Event::Whole { handle });
     }
@@ -116,6 +135,7 @@ impl Swarm {
                 continue;
             }
             self.pieces[index as usize].stated = None;
+            self.spread(index);
             for puller in self.members.values_mut().filter(|puller| !puller.whole) {
                 if puller.have.remove(index) {
                     self.pieces[index as usize].holders -= 1;

@@ -15,8 +15,15 @@ const READERS_MAX: usize = 2;
 /// Runs that a reader without company has at a time: nobody waits for its first piece, and four connections fill
 /// a link that one does not.
 const RUNS_ALONE: usize = 4;
-/// Longest lease in pieces: one origin connection streams 8 to 32 MiB, and its loss costs no more than that.
-const RUN_LEN_MAX: u32 = 8;
+/// A lease is to last about this long, so that what is read is soon with more than one node, and five times the
+/// time to its first byte, so that the origin's link does not stand idle: a near registry's lease is two pieces
+/// at 100 Mbit/s, that of one 100 ms away half a second's worth.
+const LEASE_TIME: Duration = Duration::from_millis(50);
+const LEASE_OVER_LATENCY: u32 = 5;
+/// The first leases: two pieces are enough to tell the latency from the rate.
+const RUN_LEN_FIRST: u32 = 2;
+/// Bytes of the longest lease: what its loss costs at most.
+const RUN_BYTES_MAX: u64 = 32 << 20;
 /// Every reader gets about this many leases, so that the last ones end together.
 const LEASES_EACH: u32 = 8;
 /// A lease without a byte for so long goes to another reader that is there.
@@ -35,13 +42,17 @@ const FAILED_KEPT: Duration = Duration::from_secs(15);
 struct Lease {
     run: Run,
     reader: Handle,
+    granted_at: Instant,
+    /// The first piece and when it came.
+    first: Option<(u32, Instant)>,
     progress_at: Instant,
 }
 
 /// What the swarm knows of the origin.
-#[derive(Default)]
 pub(super) struct Origin {
     leases: Vec<Lease>,
+    /// Pieces of the next lease.
+    run_len: u32,
     /// It ignores ranges: one reader takes all.
     one_stream: bool,
     refused: BTreeSet<Handle>,
@@ -51,7 +62,36 @@ pub(super) struct Origin {
     failed_at: Option<Instant>,
 }
 
+impl Default for Origin {
+    fn default() -> Self {
+        Self {
+            leases: Vec::new(),
+            run_len: RUN_LEN_FIRST,
+            one_stream: false,
+            refused: BTreeSet::new(),
+            failures: 0,
+            quiet_until: None,
+            reason: None,
+            failed_at: None,
+        }
+    }
+}
+
 impl Origin {
+    /// A lease went on: its times say how long the next ones should be.
+    fn measure(&mut self, lease: &Lease, now: Instant) {
+        let Some((first, first_at)) = lease.first else { return };
+        let read = lease.run.end.saturating_sub(first + 1);
+        if read == 0 {
+            return;
+        }
+        let each = (now.duration_since(first_at) / read).max(Duration::from_micros(1));
+        let latency = first_at.duration_since(lease.granted_at).saturating_sub(each);
+        let time = LEASE_TIME.max(latency * LEASE_OVER_LATENCY);
+        let fitting = u32::try_from(time.as_micros().div_ceil(each.as_micros())).unwrap_or(u32::MAX);
+        self.run_len = fitting.clamp(self.run_len.div_ceil(2), self.run_len * 2).max(RUN_LEN_FIRST);
+    }
+
     /// Somebody new may know a way in.
     pub(super) fn joined(&mut self, reads_origin: bool) {
         if reads_origin && self.refused.len() < REFUSALS_MAX && self.failures < FAILURES_MAX {
@@ -83,6 +123,9 @@ impl Swarm {
         let lease = self.origin.leases.iter_mut().find(|l| l.reader == reader && l.run.contains(&index));
         if let Some(lease) = lease {
             lease.progress_at = now;
+            if self.pieces[index as usize].holders > 0 {
+                lease.first.get_or_insert((index, now));
+            }
             self.origin.failures = 0;
         }
     }
@@ -144,13 +187,12 @@ impl Swarm {
             self.origin.failures = 0;
             self.origin.refused.clear();
         }
-        let mut done = BTreeSet::new();
-        for lease in &self.origin.leases {
-            if remaining(&self.pieces, &lease.run) == 0 {
-                done.insert(lease.run.start);
-            }
+        let done = |lease: &Lease| remaining(&self.pieces, &lease.run) == 0;
+        let done: BTreeSet<u32> =
+            self.origin.leases.iter().filter(|lease| done(lease)).map(|lease| lease.run.start).collect();
+        for lease in self.release(|lease| done.contains(&lease.run.start)) {
+            self.origin.measure(&lease, now);
         }
-        self.release(|lease| done.contains(&lease.run.start));
         let busy: BTreeSet<Handle> = self.origin.leases.iter().map(|lease| lease.reader).collect();
         let mut idle: Vec<Handle> =
             self.members.keys().copied().filter(|h| !busy.contains(h) && self.may_read(*h)).collect();
@@ -187,7 +229,7 @@ impl Swarm {
         }
     }
 
-    /// The reader that may have one more lease and has read least.
+    /// The reader that may have one more lease: whose pieces spread fastest, then who has read least.
     fn next_reader(&self, readers_max: usize, able: usize, now: Instant) -> Option<Handle> {
         // A lease whose last piece is coming makes room already: the next request goes out before it ends.
         let counts = |lease: &&Lease| lease.run.len() == 1 || remaining(&self.pieces, &lease.run) > 1;
@@ -203,7 +245,7 @@ impl Swarm {
             .filter(|(handle, _)| self.may_read(**handle) && leases_of(**handle) < each_max)
             .min_by_key(|(handle, puller)| {
                 let all = self.origin.leases.iter().filter(|lease| lease.reader == **handle).count();
-                (stalled(puller), all, puller.read, **handle)
+                (stalled(puller), all, puller.unspread, puller.read, **handle)
             })
             .map(|(&handle, _)| handle)
     }
@@ -214,7 +256,10 @@ impl Swarm {
         let readers = u32::try_from(able.clamp(1, RUNS_ALONE)).expect("clamped");
         let len_max = match self.origin.one_stream {
             true => count,
-            false => (count / (readers * LEASES_EACH)).clamp(1, RUN_LEN_MAX),
+            false => {
+                let most = u32::try_from(RUN_BYTES_MAX / self.layout.piece_len()).expect("a few pieces");
+                self.origin.run_len.min(count / (readers * LEASES_EACH)).clamp(1, most)
+            }
         };
         let end = (start..count.min(start + len_max)).take_while(|&index| self.is_free(index)).last()? + 1;
         Some(start..end)
@@ -229,7 +274,7 @@ impl Swarm {
         for index in run.clone() {
             self.pieces[index as usize].leased = true;
         }
-        self.origin.leases.push(Lease { run, reader, progress_at: now });
+        self.origin.leases.push(Lease { run, reader, granted_at: now, first: None, progress_at: now });
     }
 
     fn free_runs(&self, within: &Run) -> Vec<Run> {

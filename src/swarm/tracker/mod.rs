@@ -80,6 +80,8 @@ struct Piece {
     stated: Option<(Statement, Name)>,
     holders: u32,
     leased: bool,
+    /// Who read it, as long as nobody else has it.
+    unspread: Option<Handle>,
 }
 
 struct Puller {
@@ -91,8 +93,10 @@ struct Puller {
     /// Announcements still to come before it takes part in leases.
     to_announce: u32,
     reads_origin: bool,
-    /// Pieces that it has read from the origin: the next lease goes to whoever read least.
+    /// Pieces that it has read from the origin.
     read: u32,
+    /// How many of those nobody else has yet: more than the others' shows a slow uplink.
+    unspread: u32,
     last_stall: Option<Instant>,
     unclosed: bool,
     told_failed: bool,
@@ -177,11 +181,18 @@ impl Swarm {
     }
 
     /// A puller says something; a handle that has left is ignored.
-    pub fn report(&mut self, handle: Handle, report: Report, now: Instant) {
+    pub fn reports(&mut self, handle: Handle, reports: impl IntoIterator<Item = Report>, now: Instant) {
         self.heard(handle, now);
-        if !self.members.contains_key(&handle) {
-            return;
+        for report in reports {
+            // What it said first may have put it out.
+            if self.members.contains_key(&handle) {
+                self.report(handle, report, now);
+            }
         }
+        self.settle(now);
+    }
+
+    fn report(&mut self, handle: Handle, report: Report, now: Instant) {
         match report {
             Report::Held(held) => self.held(handle, held, now),
             Report::Reading { start } => self.progress(handle, start, now),
@@ -192,7 +203,6 @@ impl Swarm {
             Report::Lost { index } => self.lost(handle, index),
             Report::Refused { handle: other } => self.refused(handle, other),
         }
-        self.settle(now);
     }
 
     /// Anything came on the member's stream, if only a beat.
@@ -292,6 +302,7 @@ impl Swarm {
             to_announce: 0,
             reads_origin: false,
             read: 0,
+            unspread: 0,
             last_stall: None,
             unclosed: false,
             told_failed: false,

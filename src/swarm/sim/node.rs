@@ -1,0 +1,163 @@
+//! One node: what the shell of a pull does with the actions of its exchange.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use super::{Fault, Message, Plan, Sim, origin::Read, piece};
+use crate::{
+    mesh::{Member, Role},
+    oci::{Algorithm, Digest},
+    piece::{PieceLayout, Statement},
+    swarm::{
+        exchange::{Action, Check, Exchange, Setting},
+        message::Handle,
+    },
+};
+
+/// The order, how far in it, and the bytes of the piece that is read.
+pub(super) type Auditing = (Vec<(u32, Statement, String)>, usize, f64);
+
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) fault: Fault,
+    pub(super) zone: u8,
+    pub(super) alive: bool,
+    pub(super) seeded: bool,
+    pub(super) began: bool,
+    pub(super) begins: u64,
+    pub(super) exchange: Exchange,
+    /// What is really stored.
+    pub(super) stored: BTreeMap<u32, Statement>,
+    /// The tracker's node and our number there.
+    pub(super) line: Option<(usize, Handle)>,
+    pub(super) heard_at: u64,
+    pub(super) uploads: Vec<Upload>,
+    pub(super) waiting: VecDeque<Upload>,
+    pub(super) reads: Vec<Read>,
+    pub(super) audit: Option<Auditing>,
+    pub(super) unclosed: bool,
+    pub(super) finished: Option<u64>,
+    pub(super) failed: Option<String>,
+    pub(super) convicted: BTreeSet<String>,
+}
+
+#[derive(Clone)]
+pub(super) struct Upload {
+    pub(super) to: usize,
+    pub(super) index: u32,
+    pub(super) check: Check,
+    pub(super) left: f64,
+    pub(super) since: u64,
+}
+
+impl Node {
+    pub(super) fn new(number: usize, plan: &Plan) -> Self {
+        let node = plan.nodes[number];
+        let name = format!("node-{number}");
+        let me = Member {
+            name: name.clone(),
+            address: format!("{name}:7442"),
+            zone: (node.zone > 0).then(|| format!("zone-{}", node.zone)),
+            generation: 1,
+            role: Role::Peer,
+        };
+        let blob_len = plan.blob_len;
+        let setting = Setting {
+            digest: Digest::of(Algorithm::Sha256, b"simulated"),
+            blob_len,
+            me,
+            reads_origin: true,
+            seed: plan.seed * 100_000 + number as u64,
+        };
+        let pieces = (0..PieceLayout::of(blob_len).count()).map(|index| (index, piece(index, 0)));
+        let stored: BTreeMap<u32, Statement> = if node.seeded { pieces.collect() } else { BTreeMap::new() };
+        Self {
+            name,
+            fault: node.fault,
+            zone: node.zone,
+            alive: true,
+            seeded: node.seeded,
+            began: false,
+            begins: node.begins,
+            exchange: Exchange::new(setting, stored.clone()),
+            stored,
+            line: None,
+            heard_at: 0,
+            uploads: Vec::new(),
+            waiting: VecDeque::new(),
+            reads: Vec::new(),
+            audit: None,
+            unclosed: false,
+            finished: node.seeded.then_some(0),
+            failed: None,
+            convicted: BTreeSet::new(),
+        }
+    }
+
+    /// Whether it does nothing any more although it lives.
+    pub(super) fn is_frozen(&self, tick: u64) -> bool {
+        matches!(self.fault, Fault::Stalls(at) if tick >= at)
+    }
+
+    /// Whether nobody waits for it to finish.
+    pub(super) fn is_odd(&self) -> bool {
+        matches!(self.fault, Fault::CorruptRelay | Fault::LyingReader | Fault::Stalls(_))
+    }
+
+    /// Its link over the others'.
+    pub(super) fn link(&self) -> f64 {
+        match self.fault {
+            Fault::Slow(percent) => f64::from(percent) / 100.0,
+            Fault::None | Fault::CorruptRelay | Fault::LyingReader | Fault::Stalls(_) | Fault::Dies(_) => 1.0,
+        }
+    }
+}
+
+impl Sim {
+    pub(super) fn act(&mut self, number: usize) {
+        let mut reports = Vec::new();
+        let frozen = self.nodes[number].is_frozen(self.tick);
+        for action in self.nodes[number].exchange.take_actions() {
+            if frozen {
+                continue;
+            }
+            let delay = self.ticks(self.plan.origin_delay.max(Duration::from_millis(1)));
+            let node = &mut self.nodes[number];
+            match action {
+                Action::Fetch { peer, index, check } => {
+                    let to = self.by_name[&peer.name];
+                    let left = self.layout.len_of(index) as f64;
+                    let upload = Upload { to: number, index, check, left, since: self.tick };
+                    self.send(Message::Ask { to, upload });
+                }
+                // A chain is a few kilobytes: it comes at once.
+                Action::FetchChain { peer } => {
+                    let unfit = node.stored.iter().filter(|(index, stored)| **stored != piece(**index, 0));
+                    let unfit = unfit.map(|(&index, _)| index).collect();
+                    let now = self.now();
+                    self.nodes[number].exchange.chain_checked(&peer.name, Some(unfit), now);
+                }
+                Action::DropChain => {}
+                Action::ReadOrigin { run } => {
+                    let left = self.layout.len_of(run.start) as f64;
+                    let (begins, beat) = (self.tick + delay, self.tick);
+                    node.reads.push(Read { next: run.start, run, left, beat, begins });
+                }
+                Action::StopOrigin { run } => node.reads.retain(|read| read.run != run),
+                Action::Tell(report) => reports.push(report),
+                Action::Forget { index } => drop(node.stored.remove(&index)),
+                Action::Audit { order } => node.audit = Some((order, 0, 0.0)),
+                Action::Judge { voucher, .. } => drop(node.convicted.insert(voucher)),
+                Action::Fail { reason } => node.failed = Some(reason),
+            }
+        }
+        if let Some((tracker, handle)) = self.nodes[number].line
+            && !reports.is_empty()
+            && self.nodes[number].alive
+        {
+            self.send(Message::ToTracker { tracker, handle, reports });
+        }
+    }
+}
