@@ -45,6 +45,13 @@ fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
         HumanBytes(status.store.charged),
         HumanBytes(status.store.quota)
     )?;
+    writeln!(
+        out,
+        "offered  {} blobs of containerd, {}; {} not read yet",
+        status.store.offered_blobs,
+        HumanBytes(status.store.offered_bytes),
+        status.store.offered_unread
+    )?;
     writeln!(out, "\n{:<24} {:<12} {:<28} STATE", "MEMBER", "ZONE", "ADDRESS")?;
     for member in &status.members {
         let zone = member.zone.as_deref().unwrap_or("-");

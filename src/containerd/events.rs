@@ -16,8 +16,9 @@ use crate::{
 };
 
 /// The events that [`Event`] can tell.
-pub const EVENT_FILTERS: [&str; 4] = [
+pub const EVENT_FILTERS: [&str; 5] = [
     r#"topic=="/content/create""#,
+    r#"topic=="/content/delete""#,
     r#"topic=="/images/create""#,
     r#"topic=="/images/update""#,
     r#"topic=="/images/delete""#,
@@ -28,6 +29,11 @@ pub const EVENT_FILTERS: [&str; 4] = [
 pub enum Event {
     /// A blob was committed. Only 2.x says so.
     ContentCreated {
+        namespace: String,
+        digest: Digest,
+    },
+    /// A blob is gone from the namespace. Only 2.x says so.
+    ContentDeleted {
         namespace: String,
         digest: Digest,
     },
@@ -43,6 +49,19 @@ pub enum Event {
         namespace: String,
         name: String,
     },
+}
+
+impl Event {
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::ContentCreated { namespace, .. }
+            | Self::ContentDeleted { namespace, .. }
+            | Self::ImageCreated { namespace, .. }
+            | Self::ImageUpdated { namespace, .. }
+            | Self::ImageDeleted { namespace, .. } => namespace,
+        }
+    }
 }
 
 impl Client {
@@ -70,11 +89,11 @@ fn event(envelope: Envelope) -> Option<Event> {
     let value = envelope.event.map(|event| event.value).unwrap_or_default();
     // Create, update and delete of images all have the name as field 1 (events/image.proto).
     let name = || ImageEvent::decode(value.as_slice()).ok().map(|event| event.name);
+    // Create and delete of content both have the digest as field 1 (events/content.proto).
+    let digest = || ContentEvent::decode(value.as_slice()).ok()?.digest.parse().ok();
     match envelope.topic.as_str() {
-        "/content/create" => {
-            let digest = ContentEvent::decode(value.as_slice()).ok()?.digest.parse().ok()?;
-            Some(Event::ContentCreated { namespace, digest })
-        }
+        "/content/create" => Some(Event::ContentCreated { namespace, digest: digest()? }),
+        "/content/delete" => Some(Event::ContentDeleted { namespace, digest: digest()? }),
         "/images/create" => Some(Event::ImageCreated { namespace, name: name()? }),
         "/images/update" => Some(Event::ImageUpdated { namespace, name: name()? }),
         "/images/delete" => Some(Event::ImageDeleted { namespace, name: name()? }),
@@ -97,7 +116,9 @@ mod tests {
         let blob = ContentEvent { digest: digest.to_string(), size: 4 }.encode_to_vec();
         let namespace = || "k8s.io".to_owned();
         let created = event(envelope("/content/create", blob.clone()));
-        assert_eq!(created, Some(Event::ContentCreated { namespace: namespace(), digest }));
+        assert_eq!(created, Some(Event::ContentCreated { namespace: namespace(), digest: digest.clone() }));
+        let deleted = event(envelope("/content/delete", blob.clone()));
+        assert_eq!(deleted, Some(Event::ContentDeleted { namespace: namespace(), digest }));
         let image = ImageEvent { name: "a:b".into(), ..ImageEvent::default() }.encode_to_vec();
         let deleted = event(envelope("/images/delete", image));
         assert_eq!(deleted, Some(Event::ImageDeleted { namespace: namespace(), name: "a:b".into() }));

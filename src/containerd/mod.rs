@@ -36,6 +36,11 @@ pub use version::{Version, VersionError};
 /// Label with the digest of a layer's tar. containerd sets it only on layers that it applied itself.
 pub const UNCOMPRESSED_LABEL: &str = "containerd.io/uncompressed";
 
+/// Prefix of the labels by which containerd's own garbage collection knows what a blob refers to:
+/// `containerd.io/gc.ref.content.<what>` = digest, where `<what>` is `config`, `l.<n>` for a layer, `m.<n>` for a
+/// manifest of an index (containerd `images/handlers.go`).
+pub const REFERENCE_LABEL_PREFIX: &str = "containerd.io/gc.ref.content.";
+
 /// Prefix of the labels that say which repositories of a host have a blob:
 /// `containerd.io/distribution.source.<host>` = `<repository>[,<repository>…]`. The host has lost its
 /// port (containerd `remotes/docker/handler.go`).

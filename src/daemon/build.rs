@@ -11,7 +11,8 @@ use crate::{
     containerd::Client,
     identity::{self, Identity, IdentityError},
     layer::{
-        self, AdoptParts, Adopter, Layers,
+        self, Layers,
+        adopt::{self, AdoptParts},
         hold::{self, Holder},
         intercept::Catalog,
     },
@@ -104,9 +105,10 @@ impl Build<'_> {
 
     fn layers(&self, made: &Made<'_>, metrics: layer::Metrics) -> Arc<Layers> {
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
-        let adopter = Adopter::start(AdoptParts {
+        adopt::start(AdoptParts {
             containerd: made.containerd.clone(),
             store: made.store.clone(),
+            pulls: made.pulls.clone(),
             metrics: metrics.clone(),
             namespaces: self.settings.texts("containerd.namespaces"),
             tasks: tasks.clone(),
@@ -121,7 +123,6 @@ impl Build<'_> {
             pulls: made.pulls.clone(),
             catalog: Arc::new(Catalog::new(made.containerd.clone())),
             holder,
-            adopter,
             tasks,
             stop,
             metrics,

@@ -26,7 +26,7 @@ pub(super) struct Reporter {
 
 impl Report for Reporter {
     fn status(&self) -> Status {
-        let usage = self.store.usage();
+        let (usage, offered) = (self.store.usage(), self.store.offered());
         Status {
             node: self.mesh.me().name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -37,6 +37,9 @@ impl Report for Reporter {
                 blobs: usage.blobs,
                 quota: usage.quota,
                 charged: usage.charged,
+                offered_blobs: offered.blobs,
+                offered_bytes: offered.bytes,
+                offered_unread: offered.unread,
             },
             mesh: MeshLine { open: self.mesh_closed.is_none(), reason: self.mesh_closed.clone() },
         }

@@ -113,8 +113,8 @@ async fn say_whether_links_work(client: &Client, store: &Store) {
         Ok(Linked::Linked) => {}
         Ok(Linked::Copied) => tracing::warn!(
             content = %root.display(),
-            "node.data_dir is on another file system or mount than containerd's content: every blob takes its \
-             space twice; put node.data_dir on that file system"
+            "node.data_dir is on another file system or mount than containerd's content: every blob that is pulled \
+             takes its space twice; put node.data_dir on that file system"
         ),
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot compare file systems")

@@ -59,11 +59,9 @@ impl Layers {
             let held = self.parts.holder.hold(wanted).await;
             match held {
                 Held::Holding if job.follow_first() => self.follow(&job),
-                // Why a ref is not held, the holder has logged.
-                Held::Holding | Held::Present | Held::Refused(_) => {}
-                Held::FetchedByContainerd => {
-                    self.parts.adopter.offer(&pull.namespace, &order.layer().descriptor);
-                }
+                // Why a ref is not held, the holder has logged. What containerd fetches by itself is adopted once
+                // its image is there.
+                Held::Holding | Held::Present | Held::FetchedByContainerd | Held::Refused(_) => {}
             }
             outcomes.insert(order.index, held);
         }

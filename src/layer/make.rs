@@ -469,7 +469,7 @@ async fn relink(parts: &Parts, digest: &Digest) {
 }
 
 /// Where containerd's local content store keeps a blob.
-pub(super) fn blob_path(content_root: &Path, digest: &Digest) -> std::path::PathBuf {
+fn blob_path(content_root: &Path, digest: &Digest) -> std::path::PathBuf {
     content_root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
 }
 

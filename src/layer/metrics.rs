@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -43,11 +43,13 @@ struct LayerLabels {
     reason: &'static str,
 }
 
-/// `flotilla_layers_total{outcome,reason}` and `flotilla_prepare_seconds`.
+/// `flotilla_layers_total{outcome,reason}`, `flotilla_prepare_seconds`, `flotilla_offered_blobs` and `…_bytes`.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     layers: Family<LayerLabels, Counter>,
     prepare_seconds: Histogram,
+    offered_blobs: Gauge,
+    offered_bytes: Gauge,
 }
 
 /// From a layer that is there already (milliseconds) to the longest budget that anybody is likely to set.
@@ -58,17 +60,30 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let layers = Family::default();
         let prepare_seconds = Histogram::new(PREPARE_BUCKETS);
+        let (offered_blobs, offered_bytes) = (Gauge::default(), Gauge::default());
+        registry.register(
+            "flotilla_offered_blobs",
+            "Blobs of containerd that are offered to the mesh, read or not",
+            offered_blobs.clone(),
+        );
+        registry.register("flotilla_offered_bytes", "Bytes of these blobs", offered_bytes.clone());
         registry.register("flotilla_layers", "Layers that containerd asked for", layers.clone());
         registry.register(
             "flotilla_prepare_seconds",
             "How long containerd waited for an answer to Prepare",
             prepare_seconds.clone(),
         );
-        Self { layers, prepare_seconds }
+        Self { layers, prepare_seconds, offered_blobs, offered_bytes }
     }
 
     pub(super) fn count(&self, outcome: Outcome, reason: &'static str) {
         self.layers.get_or_create(&LayerLabels { outcome: outcome.name(), reason }).inc();
+    }
+
+    pub(super) fn set_offered(&self, blobs: u64, bytes: u64) {
+        let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        self.offered_blobs.set(whole(blobs));
+        self.offered_bytes.set(whole(bytes));
     }
 
     pub(super) fn observe_prepare(&self, took: Duration) {

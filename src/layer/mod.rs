@@ -12,7 +12,7 @@
 //! the layer being made, so that images share what they have in common. Lock order: `images`, then `jobs`; neither
 //! is held across an await.
 
-mod adopt;
+pub mod adopt;
 mod budget;
 mod handover;
 pub mod hold;
@@ -31,7 +31,6 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use adopt::{AdoptParts, Adopter};
 pub use metrics::{Metrics, Outcome};
 
 use self::{
@@ -69,7 +68,6 @@ pub struct Parts {
     pub pulls: Pulls,
     pub catalog: Arc<Catalog>,
     pub holder: Holder,
-    pub adopter: Adopter,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     pub metrics: Metrics,
@@ -235,7 +233,6 @@ impl Layers {
             Some(Held::Refused(reason)) => (Outcome::Declined, reason),
             Some(Held::FetchedByContainerd) => (Outcome::Bypassed, "being_fetched"),
             Some(Held::Present) if job.pull.status().state != BlobState::Proven => {
-                self.parts.adopter.offer(&request.namespace, &job.order.layer().descriptor);
                 (Outcome::Bypassed, "fetched_first")
             }
             Some(Held::Holding | Held::Present) | None => (Outcome::HandedOver, "budget"),
@@ -325,10 +322,7 @@ impl Layers {
         let layer = &found.image.layers[found.index];
         let namespace = self.parts.containerd.namespace(&request.namespace);
         match namespace.info(&layer.descriptor.digest).await {
-            Ok(Some(_)) => {
-                self.parts.adopter.offer(&request.namespace, &layer.descriptor);
-                return (Outcome::Bypassed, "fetched_first");
-            }
+            Ok(Some(_)) => return (Outcome::Bypassed, "fetched_first"),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(
@@ -361,10 +355,7 @@ impl Layers {
         let namespace = self.parts.containerd.namespace(&request.namespace);
         let status = namespace.status(&layer.r#ref).await.ok().flatten()?;
         let begun = status.offset > 0 && status.offset < layer.descriptor.size;
-        begun.then(|| {
-            self.parts.adopter.offer(&request.namespace, &layer.descriptor);
-            (Outcome::Bypassed, "being_fetched")
-        })
+        begun.then_some((Outcome::Bypassed, "being_fetched"))
     }
 
     fn report(&self, request: &Request, found: &Found, end: (Outcome, &'static str), took: Duration) {

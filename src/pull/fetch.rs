@@ -27,6 +27,16 @@ enum NoBody {
     Failed(String),
 }
 
+impl From<NoBody> for Fetched {
+    fn from(why: NoBody) -> Self {
+        match why {
+            NoBody::Absent => Self::Absent,
+            NoBody::Busy => Self::Busy,
+            NoBody::Failed(_) => Self::Failed,
+        }
+    }
+}
+
 impl Hands {
     /// Fetches piece `index` from `peer`, checks it and stores it.
     pub(super) async fn fetch(self, peer: Member, index: u32, check: Check, chain: Option<Arc<Chain>>) {
@@ -38,11 +48,11 @@ impl Hands {
         let outcome = match self.get(&peer, &path, len, Some(slow)).await {
             Ok(bytes) if bytes.len() == len => self.keep(&peer, index, bytes, (check, chain)).await,
             Ok(_) => Fetched::Wrong,
-            Err(NoBody::Absent) => Fetched::Absent,
-            Err(NoBody::Busy) => Fetched::Busy,
-            Err(NoBody::Failed(why)) => {
-                tracing::debug!(%digest, peer = %peer.name, piece = index, "no piece: {why}");
-                Fetched::Failed
+            Err(why) => {
+                if let NoBody::Failed(why) = &why {
+                    tracing::debug!(%digest, peer = %peer.name, piece = index, "no piece: {why}");
+                }
+                why.into()
             }
         };
         if outcome == Fetched::Wrong {
@@ -87,7 +97,10 @@ impl Hands {
         let layout = self.arrival.layout();
         let len_max = layout.count() as usize * digest.algorithm().digest_len();
         let got = self.get(&sponsor, &format!("/v1/blobs/{digest}/chain"), len_max, None).await;
-        let Ok(bytes) = got else { return self.tell(News::ChainFailed { sponsor }).await };
+        let bytes = match got {
+            Ok(bytes) => bytes,
+            Err(why) => return self.tell(News::ChainFailed { sponsor, why: why.into() }).await,
+        };
         let chain = Chain::from_bytes(&digest, layout.blob_len(), &bytes).ok().map(Arc::new);
         let tried = chain.clone();
         let unfit = self.blocking(move |hands| {

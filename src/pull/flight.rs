@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, metrics, proof,
-    read::chain_of, session::Session, track::Line,
+    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, metrics, offered::Pulling,
+    proof, read::chain_of, session::Session, track::Line,
 };
 use crate::{
     mesh::Member,
@@ -53,6 +53,7 @@ pub(super) enum News {
     },
     ChainFailed {
         sponsor: Member,
+        why: Fetched,
     },
     Read {
         index: u32,
@@ -88,6 +89,8 @@ pub(super) struct Flight {
     pub(super) handles: watch::Sender<usize>,
     pub(super) news: mpsc::Sender<News>,
     inbox: Mutex<Option<mpsc::Receiver<News>>>,
+    /// Until the end is known, the node is not idle.
+    pub(super) pulling: Mutex<Option<Pulling>>,
     began: Instant,
 }
 
@@ -110,6 +113,7 @@ impl Flight {
             handles: watch::Sender::new(0),
             news,
             inbox: Mutex::new(Some(inbox)),
+            pulling: Mutex::new(None),
             began: Instant::now(),
         }
     }
@@ -142,6 +146,7 @@ impl Flight {
         if self.end.borrow().is_some() {
             return;
         }
+        self.pulling.lock().take();
         let end = end.map_err(Arc::new);
         let (outcome, reason) = match &end {
             Ok(_) => ("proven", ""),
@@ -206,6 +211,7 @@ pub(super) async fn run(flight: Arc<Flight>, shared: Arc<Shared>) {
 
 /// Room in the store; `None` if the blob was committed meanwhile.
 async fn arrive(flight: &Flight, shared: &Arc<Shared>) -> Result<Option<Arriving>, PullError> {
+    shared.read_own(&flight.want.digest).await;
     let (store, want) = (shared.store.clone(), flight.want.clone());
     let arriving = shared.tasks.spawn_blocking(move || store.arrive(&want.digest, want.len)).await;
     let digest = flight.want.digest.clone();

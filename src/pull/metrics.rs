@@ -24,6 +24,11 @@ pub(super) struct Outcome {
     pub(super) reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Read {
+    pub(super) outcome: &'static str,
+}
+
 /// Counters of all pulls of this node.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -31,6 +36,7 @@ pub struct Metrics {
     pub(super) verified: Counter,
     pub(super) refused: Family<Refused, Counter>,
     pub(super) pulls: Family<Outcome, Counter>,
+    pub(super) offers_read: Family<Read, Counter>,
 }
 
 impl Metrics {
@@ -47,6 +53,11 @@ impl Metrics {
             "flotilla_pieces_refused",
             "Pieces that failed their check, by who sent or vouched for them",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "flotilla_offers_read",
+            "Blobs of containerd that were read to be proven, once each",
+            metrics.offers_read.clone(),
         );
         registry.register("flotilla_pulls", "Pulls that ended", metrics.pulls.clone());
         metrics

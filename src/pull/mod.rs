@@ -15,6 +15,7 @@ mod fetch;
 mod flight;
 mod hands;
 mod metrics;
+mod offered;
 mod proof;
 mod read;
 mod session;
@@ -31,9 +32,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::flight::Flight;
 pub(crate) use self::read::chain_of;
 pub use self::{arrival::PieceReader, metrics::Metrics};
+use self::{flight::Flight, offered::Readings};
 use crate::{
     mesh::{Member, Mesh},
     oci::{Digest, Repository},
@@ -92,6 +93,7 @@ struct Shared {
     stop: CancellationToken,
     metrics: Metrics,
     settings: Settings,
+    readings: Readings,
     buffers: Semaphore,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
     /// Convicted members, by name and generation: a restart is another chance.
@@ -191,6 +193,7 @@ impl Pulls {
             stop,
             metrics,
             settings,
+            readings: Readings::new(),
             buffers,
             flights,
             banned,
@@ -210,6 +213,7 @@ impl Pulls {
             flight.finish_local(&self.0, blob);
             return pull;
         }
+        flight.pulling.lock().replace(self.0.readings.pulling());
         flights.insert(want.digest, flight.clone());
         self.0.tasks.spawn(flight::run(flight, self.0.clone()));
         pull
@@ -235,7 +239,7 @@ impl Pulls {
     /// member is the first of the digest's rank.
     #[must_use]
     pub fn answer(&self, digest: &Digest, tracker: &str) -> Answer {
-        if self.0.store.get(digest).is_some() {
+        if self.0.store.holds(digest) {
             return Answer::Whole;
         }
         match self.0.flights.lock().get(digest) {

@@ -151,7 +151,7 @@ impl Session {
                 self.chain = chain;
                 exchange.chain_checked(&sponsor, unfit, now);
             }
-            News::ChainFailed { sponsor } => exchange.chain_failed(&sponsor, now),
+            News::ChainFailed { sponsor, why } => exchange.chain_failed(&sponsor, why, now),
             News::Read { index, statement, len } => {
                 exchange.read(index, statement, now);
                 self.count("origin", index, len, now);

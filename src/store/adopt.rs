@@ -3,31 +3,18 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, StatxFlags, ioctl_ficlone, statx},
+    fs::{AtFlags, CWD, StatxFlags, statx},
     io::Errno,
 };
 
-use crate::{
-    oci::Digest,
-    piece::{ChainBuilder, PieceLayout},
-};
+use crate::oci::Digest;
 
-use super::{
-    ArriveError, Blob, Shared,
-    arrive::BLOB_LEN_MAX,
-    blob::Contents,
-    chain_file,
-    file_id::FileId,
-    journal,
-    piece_file::{self, Found},
-    tree,
-};
+use super::{AdoptError, Blob, Reading, Shared, file_id::FileId, index::Place};
 
 /// Whether containerd's file and ours are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,21 +23,6 @@ pub enum Linked {
     Linked,
     /// Two files: a link between them is not possible (another file system or mount).
     Copied,
-}
-
-/// Why a file of containerd's was not adopted. Nothing of it is kept.
-#[derive(Debug, thiserror::Error)]
-pub enum AdoptError {
-    #[error(
-        "{path} does not hold {digest} of {len} bytes: not adopted; if it is containerd's, mend it with `ctr -n NAMESPACE content rm {digest}` and another pull"
-    )]
-    Foreign { digest: Digest, len: u64, path: PathBuf },
-    #[error("cannot read {path} to adopt {digest}")]
-    Read { digest: Digest, path: PathBuf, source: io::Error },
-    #[error("cannot put {digest} into the store")]
-    Write { digest: Digest, source: io::Error },
-    #[error("no room for a copy of {digest}")]
-    NoRoom { digest: Digest, source: ArriveError },
 }
 
 /// Why our file of a blob was not replaced. It stays what it was.
@@ -81,12 +53,12 @@ impl Shared {
             }
             return Ok(blob);
         }
-        let staged = self.tree.stage();
-        let adopted = Adoption { store: self, digest, len, path, staged: &staged }.run();
-        if adopted.is_err() {
-            self.discard(&staged);
+        let mut reading = Reading::open(self, digest, len, path)?;
+        loop {
+            if let Some(blob) = reading.step()? {
+                return Ok(blob);
+            }
         }
-        adopted
     }
 
     pub(super) fn relink(&self, digest: &Digest, path: &Path) -> Result<Linked, RelinkError> {
@@ -121,7 +93,7 @@ impl Shared {
         let mut index = self.index.lock();
         let turn = index.next_turn();
         let opened = index.blobs.get_mut(digest).and_then(|held| {
-            (held.linked, held.file_turn) = (true, turn);
+            (held.place, held.file_turn) = (Place::Linked, turn);
             held.opened.upgrade()
         });
         drop(index);
@@ -132,12 +104,12 @@ impl Shared {
     }
 
     /// Links `path` to `staged` where that is possible; says once where it is not.
-    fn link(&self, path: &Path, staged: &Path) -> io::Result<Linked> {
+    pub(super) fn link(&self, path: &Path, staged: &Path) -> io::Result<Linked> {
         match fs::hard_link(path, staged) {
             Ok(()) => Ok(Linked::Linked),
             Err(error) if forbids_links(&error) => {
                 self.said_that_it_copies.call_once(|| {
-                    tracing::warn!(store = %self.tree.dir().display(), file = %path.display(), %error, "no hard links between containerd's content store and ours: layers are on disk twice; put node.data_dir on containerd's file system and mount");
+                    tracing::warn!(store = %self.tree.dir().display(), file = %path.display(), %error, "no hard links between containerd's content store and ours: layers that are pulled are on disk twice; put node.data_dir on containerd's file system and mount");
                 });
                 Ok(Linked::Copied)
             }
@@ -161,108 +133,4 @@ fn forbids_links(error: &io::Error) -> bool {
     [Errno::XDEV, Errno::PERM, Errno::MLINK, Errno::NOTSUP]
         .iter()
         .any(|errno| Some(errno.raw_os_error()) == number)
-}
-
-/// One file on its way into the store.
-struct Adoption<'a> {
-    store: &'a Arc<Shared>,
-    digest: &'a Digest,
-    len: u64,
-    path: &'a Path,
-    /// The directory that will be the blob's.
-    staged: &'a Path,
-}
-
-/// How the bytes come to us.
-enum Source {
-    /// Ours already: a link, or a clone of the extents.
-    Ours(File),
-    /// To be copied, from the first to the second.
-    Copy(File, File),
-}
-
-impl Adoption<'_> {
-    fn run(&self) -> Result<Blob, AdoptError> {
-        let metadata = fs::symlink_metadata(self.path).map_err(|source| self.unreadable(source))?;
-        if !metadata.is_file() || metadata.len() != self.len || self.len > BLOB_LEN_MAX {
-            return Err(self.foreign());
-        }
-        tree::make_dir_all(self.staged).map_err(|source| self.unwritable(source))?;
-        let data = self.staged.join(tree::DATA);
-        let linked = self.store.link(self.path, &data).map_err(|source| self.unreadable(source))?;
-        let contents = self.prove(self.bring(linked, &data)?)?;
-        self.publish(contents).map_err(|source| self.unwritable(source))
-    }
-
-    fn bring(&self, linked: Linked, data: &Path) -> Result<Source, AdoptError> {
-        if linked == Linked::Linked {
-            return File::open(data).map(Source::Ours).map_err(|source| self.unreadable(source));
-        }
-        let room = self.store.room_for_copy(self.digest, self.len);
-        room.map_err(|source| AdoptError::NoRoom { digest: self.digest.clone(), source })?;
-        let theirs = File::open(self.path).map_err(|source| self.unreadable(source))?;
-        let ours = tree::create_new(data).map_err(|source| self.unwritable(source))?;
-        // Between two mounts of one file system the extents can be shared where the file itself cannot.
-        Ok(match ioctl_ficlone(&ours, &theirs) {
-            Ok(()) => Source::Ours(ours),
-            Err(_) => Source::Copy(theirs, ours),
-        })
-    }
-
-    /// Reads the file once, a piece at a time.
-    fn prove(&self, source: Source) -> Result<Contents, AdoptError> {
-        let layout = PieceLayout::of(self.len);
-        let (Source::Ours(from) | Source::Copy(from, _)) = &source;
-        // The name may have come to mean another file since its length was looked at.
-        if from.metadata().map_err(|source| self.unreadable(source))?.len() != self.len {
-            return Err(self.foreign());
-        }
-        let mut builder = ChainBuilder::new(self.digest, self.len);
-        let mut statements = Vec::with_capacity(layout.count() as usize);
-        for index in 0..layout.count() {
-            let found = piece_file::read(from, layout, index).map_err(|source| self.unreadable(source))?;
-            let Found::Bytes(bytes) = found else { return Err(self.foreign()) };
-            builder.push(&bytes);
-            statements.push(blake3::hash(&bytes));
-            if let Source::Copy(_, to) = &source {
-                piece_file::write(to, layout, index, &bytes).map_err(|source| self.unwritable(source))?;
-            }
-        }
-        let chain = builder.finish().ok_or_else(|| self.foreign())?;
-        let (Source::Ours(file) | Source::Copy(_, file)) = source;
-        Ok(Contents { file: Arc::new(file), chain, statements })
-    }
-
-    fn publish(&self, contents: Contents) -> io::Result<Blob> {
-        let tree = &self.store.tree;
-        let layout = PieceLayout::of(self.len);
-        tree.sync_data(&contents.file)?;
-        tree.put(self.staged, tree::CHAIN, &chain_file::encode(&contents.chain))?;
-        tree.put(self.staged, tree::PIECES, &journal::encode(layout, (0..).zip(&contents.statements)))?;
-        loop {
-            let claim = self.store.claims.claim(self.digest);
-            if !self.store.index.lock().blobs.contains_key(self.digest) {
-                let linked = contents.file.metadata()?.nlink() > 1;
-                return self.store.publish(self.staged, contents, linked);
-            }
-            drop(claim);
-            // Somebody was faster. If his has left the store again by now, ours is as good as ever.
-            if let Some(blob) = self.store.get(self.digest) {
-                self.store.discard(self.staged);
-                return Ok(blob);
-            }
-        }
-    }
-
-    fn foreign(&self) -> AdoptError {
-        AdoptError::Foreign { digest: self.digest.clone(), len: self.len, path: self.path.to_owned() }
-    }
-
-    fn unreadable(&self, source: io::Error) -> AdoptError {
-        AdoptError::Read { digest: self.digest.clone(), path: self.path.to_owned(), source }
-    }
-
-    fn unwritable(&self, source: io::Error) -> AdoptError {
-        AdoptError::Write { digest: self.digest.clone(), source }
-    }
 }

@@ -19,7 +19,7 @@ use super::{
     arrive::had,
     blob::Contents,
     chain_file,
-    index::Progress,
+    index::{Place, Progress},
     journal::{self, Journal},
     piece_file::{self, Found, ReadError},
     tree,
@@ -154,7 +154,7 @@ impl Inner {
         tree.put(&dir, tree::PIECES, &journal::encode(self.layout, (0..).zip(&statements)))?;
         let contents = Contents { file: Arc::clone(&self.file), chain: chain.clone(), statements };
         let _claim = self.store.claims.claim(&self.digest);
-        self.store.publish(&dir, contents, false)
+        self.store.publish(&dir, contents, Place::Ours)
     }
 }
 

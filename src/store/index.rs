@@ -24,6 +24,17 @@ const OPEN_MAX: usize = 256;
 /// first costs one more refetch.
 const DISTRUSTED_MAX: usize = 1024;
 
+/// Whose the file of a blob is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Ours alone.
+    Ours,
+    /// One file with two names, ours and containerd's.
+    Linked,
+    /// containerd's alone, at the other end of a symbolic link, where no hard link is possible: this file was proven.
+    Borrowed(FileId),
+}
+
 /// A proven blob.
 pub(super) struct Held {
     pub(super) len: u64,
@@ -31,8 +42,8 @@ pub(super) struct Held {
     pub(super) turn: u64,
     /// The last use that is known on disk.
     pub(super) stamped: SystemTime,
-    /// Whether containerd links the file, as of the last look.
-    pub(super) linked: bool,
+    /// As of the last look.
+    pub(super) place: Place,
     pub(super) opened: Weak<Opened>,
     /// Changes whenever another file takes the blob's place.
     pub(super) file_turn: u64,
@@ -164,7 +175,7 @@ impl Index {
 
     /// Bytes that count against the quota.
     pub(super) fn charged(&self) -> u64 {
-        let blobs = self.blobs.values().filter(|held| !held.linked).map(|held| held.len);
+        let blobs = self.blobs.values().filter(|held| held.place == Place::Ours).map(|held| held.len);
         blobs.chain(self.arriving.values().map(Partial::charged)).sum()
     }
 
@@ -221,7 +232,7 @@ impl Index {
         Candidate {
             digest: digest.clone(),
             kind: Kind::Blob,
-            frees: if held.linked { 0 } else { held.len },
+            frees: if held.place == Place::Ours { held.len } else { 0 },
             used: held.used,
             turn: held.turn,
             in_use: handles > usize::from(kept_open),

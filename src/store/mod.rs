@@ -4,14 +4,22 @@
 //! <dir>/lock                                  held for as long as the store is open; the daemon's process id
 //! <dir>/arriving/<alg>-<hex>/data             sparse, as long as the blob
 //!                            pieces           which pieces are here, and the BLAKE3 of each (`journal`)
-//! <dir>/blobs/<alg>/<2 hex>/<hex>/data        the blob: a file of ours, or a hard link to containerd's
+//! <dir>/blobs/<alg>/<2 hex>/<hex>/data        the blob: a file of ours, a hard link to containerd's, or where no such
+//!                                             link is possible, a symbolic one
+//!                                 borrowed    only beside a symbolic link: which file was proven
 //!                                 chain       the proven chain (`chain_file`)
 //!                                 pieces      the BLAKE3 of each piece; its mtime is the blob's last use
 //! <dir>/staging/<n>                           half-made or half-deleted; emptied at start
 //! ```
 //! A directory moves from `arriving/` (or `staging/`) to `blobs/` and from there to `staging/` in one rename each, so
 //! whatever is under `blobs/` is proven and whole. What is in `arriving/` is believed only as far as its bytes match,
-//! piece by piece, whenever they are read or a pull resumes. Files of containerd are read and linked, never written.
+//! piece by piece, whenever they are read or a pull resumes. Files of containerd are read and linked, never written
+//! and never copied.
+//!
+//! Blobs that containerd has are *offered* (`offers`): known by name and length, in memory only, and said to be held.
+//! The first who asks has them read (`reading`), and only what is proven then is served. What was read once is a blob
+//! like others and is not read again, also after a restart: a hard link keeps the very file that was proven, a
+//! borrowed one is known by device, inode, length and time, and each piece is checked on its way out anyway.
 //!
 //! Who deletes: `sweep` (expired, over quota, below `keep_free`), an arrival that needs room, `remove`, `abandon`, and a
 //! read that finds rot. All of them delete our link only.
@@ -30,8 +38,10 @@ mod host;
 mod index;
 mod journal;
 mod lock;
+mod offers;
 mod piece_file;
 mod policy;
+mod reading;
 mod room;
 mod shared;
 #[cfg(test)]
@@ -39,20 +49,25 @@ mod tests;
 mod tree;
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use crate::oci::Digest;
 
-pub use adopt::{AdoptError, Linked, RelinkError};
+pub use adopt::{Linked, RelinkError};
 pub use arrive::ArriveError;
 pub use arriving::{Arriving, CommitError};
 pub use blob::Blob;
+pub use offers::Offered;
 pub use piece_file::ReadError;
 pub use policy::Why;
+pub use reading::{AdoptError, Reading};
 pub use room::{Removed, Swept};
 
 use shared::Shared;
@@ -104,7 +119,7 @@ pub enum OpenError {
 /// How full the store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Proven blobs.
+    /// Proven blobs, containerd's among them.
     pub blobs: u64,
     /// Bytes of proven blobs, and of what has arrived of others.
     pub bytes: u64,
@@ -143,7 +158,8 @@ impl Store {
         self.0.arrive(digest, len)
     }
 
-    /// Takes in a file that containerd owns: reads it once, proves it, and links it (on another file system: copies it).
+    /// Takes in a file that containerd owns: reads it once, proves it, and links it (on another file system: points to
+    /// it).
     ///
     /// # Errors
     /// `Foreign` if it holds other bytes; then nothing is kept.
@@ -188,6 +204,63 @@ impl Store {
     /// A blob or an arrival that somebody has open stays: its bytes would not come free.
     pub fn sweep(&self, now: SystemTime) -> Swept {
         self.0.sweep(now)
+    }
+
+    /// Offers what containerd has, in place of all that was offered before: `dir` has the files as
+    /// `<algorithm>/<hex>`, of these lengths. Reads nothing; puts containerd's file in the place of ours where there
+    /// are two.
+    pub fn offer(&self, dir: &Path, blobs: HashMap<Digest, u64>) {
+        self.0.offer(dir, blobs);
+    }
+
+    /// containerd has dropped a blob: it is not offered any more. What is proven of it stays as any blob does.
+    pub fn withdraw(&self, digest: &Digest) {
+        self.0.withdraw(digest);
+    }
+
+    /// Begins to read an offered blob; `None` if it is not offered, or proven by now.
+    ///
+    /// # Errors
+    /// The file is not what it should be, or not there.
+    pub fn read_offer(&self, digest: &Digest) -> Result<Option<Reading>, AdoptError> {
+        self.0.read_offer(digest)
+    }
+
+    /// Whether the blob is offered and not proven yet.
+    #[must_use]
+    pub fn is_unread(&self, digest: &Digest) -> bool {
+        self.0.is_unread(digest)
+    }
+
+    /// Offered blobs that are not proven yet, and their lengths.
+    #[must_use]
+    pub fn unread(&self) -> Vec<(Digest, u64)> {
+        self.0.unread()
+    }
+
+    #[must_use]
+    pub fn offered(&self) -> Offered {
+        self.0.offered()
+    }
+
+    /// Whether the whole blob can be had here: it is proven, or will be as soon as it is asked for. Memory only.
+    #[must_use]
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.0.index.lock().blobs.contains_key(digest) || self.0.is_offered(digest)
+    }
+
+    /// Everything that [`Self::holds`] is true of, with its length. Memory only: a millisecond for thousands.
+    #[must_use]
+    pub fn holdings(&self) -> Vec<(Digest, u64)> {
+        let mut all = self.list();
+        all.extend(self.unread());
+        all
+    }
+
+    /// Wakes when [`Self::holdings`] or [`Self::unread`] may have changed.
+    #[must_use]
+    pub fn holdings_changed(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
     }
 
     /// The proven blobs and their lengths.

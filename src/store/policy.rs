@@ -58,7 +58,9 @@ pub(super) fn sweep(mut candidates: Vec<Candidate>, standing: Standing) -> Vec<(
     for candidate in candidates.into_iter().filter(|candidate| !candidate.in_use) {
         // A clock that was set back makes nothing old.
         let idle = now.duration_since(candidate.used).unwrap_or_default();
-        let why = if idle > expire_after {
+        let is_containerds = candidate.kind == Kind::Blob && candidate.frees == 0;
+        // Letting go of what containerd has frees nothing, and it would be read again to be offered.
+        let why = if idle > expire_after && !is_containerds {
             Why::Expired
         } else if candidate.frees == 0 {
             continue;

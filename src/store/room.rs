@@ -33,7 +33,7 @@ pub struct Removed {
     pub partial: bool,
 }
 
-/// What an arrival, or a copy, will take.
+/// What an arrival will take.
 #[derive(Clone, Copy)]
 struct Need {
     /// Against the quota.
@@ -60,11 +60,6 @@ impl Shared {
             index.arriving.insert(digest.clone(), partial.clone());
         })?;
         Ok(progress)
-    }
-
-    /// Makes room for `len` bytes that are copied at once.
-    pub(super) fn room_for_copy(&self, digest: &Digest, len: u64) -> Result<(), ArriveError> {
-        self.make_room(digest, Need { charged: len, written: len }, |_| ())
     }
 
     /// Lets go what was used longest ago until `need` fits, then does `take` in the same moment.

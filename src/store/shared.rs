@@ -1,7 +1,7 @@
 //! The store's state, and the steps that change it.
 //!
-//! Locks are taken in this order: an arrival's `ending`, one claim on a digest, the index. The index lock is never held
-//! while the disk is asked for anything. Who holds a claim only tries for another.
+//! Locks are taken in this order: an arrival's `ending`, one claim on a digest, the offers, the index. The last two are
+//! never held while the disk is asked for anything. Who holds a claim only tries for another.
 
 use std::{
     fs::{self, File},
@@ -13,6 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::oci::Digest;
 
@@ -22,8 +23,9 @@ use super::{
     claims::Claims,
     file_id::FileId,
     host::{Host, Space},
-    index::{Held, Index, Partial, Progress},
+    index::{Held, Index, Partial, Place, Progress},
     lock::{self, Lock, Locked},
+    offers::Offers,
     policy::{Candidate, Kind},
     tree::{self, Tree},
 };
@@ -40,6 +42,9 @@ pub(super) struct Shared {
     pub(super) host: Box<dyn Host>,
     pub(super) claims: Claims,
     pub(super) index: Mutex<Index>,
+    pub(super) offers: Mutex<Offers>,
+    /// Told whenever a blob comes to what this node holds or offers, or goes from it.
+    pub(super) changed: watch::Sender<()>,
     pub(super) limits: Limits,
     pub(super) said_that_it_copies: Once,
     _lock: Lock,
@@ -85,6 +90,8 @@ impl Shared {
             host,
             claims: Claims::default(),
             index: Mutex::new(index),
+            offers: Mutex::default(),
+            changed: watch::Sender::new(()),
             limits: Limits::new(settings, space),
             said_that_it_copies: Once::new(),
             _lock: lock,
@@ -170,7 +177,7 @@ impl Shared {
         self: &Arc<Self>,
         from: &Path,
         contents: Contents,
-        linked: bool,
+        place: Place,
     ) -> io::Result<Blob> {
         let digest = contents.chain.digest().clone();
         let len = contents.chain.layout().blob_len();
@@ -184,7 +191,7 @@ impl Shared {
             used: now,
             turn,
             stamped: now,
-            linked,
+            place,
             opened: Arc::downgrade(&opened),
             file_turn: turn,
         };
@@ -203,6 +210,7 @@ impl Shared {
         if leftover {
             self.discard(&self.tree.arriving_dir(&digest));
         }
+        self.changed.send_replace(());
         Ok(Blob::new(opened))
     }
 
@@ -232,13 +240,17 @@ impl Shared {
             return;
         }
         let taken = index.take(digest);
-        let linked = metadata.as_ref().is_some_and(|metadata| metadata.nlink() > 1);
-        if let Some(metadata) = metadata.filter(|_| linked) {
-            index.distrust(FileId::of(&metadata));
+        let borrowed = taken.as_ref().is_some_and(|(held, _)| matches!(held.place, Place::Borrowed(_)));
+        let linked = borrowed || metadata.as_ref().is_some_and(|metadata| metadata.nlink() > 1);
+        let theirs = metadata.filter(|_| linked).map(|metadata| FileId::of(&metadata));
+        if let Some(file) = theirs {
+            index.distrust(file);
         }
         drop(index);
-        drop(taken);
-        self.discard(&self.tree.blob_dir(digest));
+        self.forget(digest, taken);
+        if let Some(file) = theirs {
+            self.offers.lock().refuse(digest, file);
+        }
         if linked {
             tracing::error!(%digest, piece, "containerd's copy of a blob has rotted on disk: our link to it is dropped and the blob is fetched again when it is wanted; containerd's copy is left as it is, mend it with `ctr -n NAMESPACE content rm {digest}` and another pull of the image, and look at the disk");
         } else {
@@ -254,8 +266,7 @@ impl Shared {
         }
         let taken = index.take(digest);
         drop(index);
-        drop(taken);
-        self.discard(&self.tree.blob_dir(digest));
+        self.forget(digest, taken);
         tracing::error!(%digest, "a blob of the store is dropped and fetched again when it is wanted: {what}");
     }
 
@@ -263,11 +274,17 @@ impl Shared {
         let _claim = self.claims.claim(digest);
         let taken = self.index.lock().take(digest);
         let found = taken.is_some();
-        drop(taken);
         if found {
-            self.discard(&self.tree.blob_dir(digest));
+            self.forget(digest, taken);
         }
         found
+    }
+
+    /// Closes and deletes what was taken out of the index. The caller has claimed the digest.
+    fn forget(&self, digest: &Digest, taken: Option<(Held, Option<Arc<Opened>>)>) {
+        drop(taken);
+        self.discard(&self.tree.blob_dir(digest));
+        self.changed.send_replace(());
     }
 
     /// Lets something go; the bytes that came free, `None` if somebody has begun to use it.
@@ -276,20 +293,18 @@ impl Shared {
         let _claim = self.claims.try_claim(digest)?;
         let mut index = self.index.lock();
         let frees = index.still(candidate)?.frees;
-        let path = match candidate.kind {
+        match candidate.kind {
             Kind::Blob => {
                 let taken = index.take(digest);
                 drop(index);
-                drop(taken);
-                self.tree.blob_dir(digest)
+                self.forget(digest, taken);
             }
             Kind::Partial => {
                 index.arriving.remove(digest);
                 drop(index);
-                self.tree.arriving_dir(digest)
+                self.discard(&self.tree.arriving_dir(digest));
             }
-        };
-        self.discard(&path);
+        }
         Some(frees)
     }
 
@@ -299,20 +314,30 @@ impl Shared {
         }
     }
 
-    /// Looks which files containerd links by now. Costs one `stat` for each blob.
+    /// Looks which files containerd links by now, and lets go of those that were borrowed and are gone. Costs one
+    /// `stat` for each blob.
     pub(super) fn look_at_links(&self) {
-        let digests: Vec<Digest> = self.index.lock().blobs.keys().cloned().collect();
-        let links: Vec<(Digest, bool)> = digests
-            .into_iter()
-            .filter_map(|digest| {
-                let metadata = fs::metadata(self.data_path(&digest)).ok()?;
-                Some((digest, metadata.nlink() > 1))
-            })
-            .collect();
-        let mut index = self.index.lock();
-        for (digest, linked) in links {
-            if let Some(held) = index.blobs.get_mut(&digest) {
-                held.linked = linked;
+        let places: Vec<(Digest, Place)> =
+            self.index.lock().blobs.iter().map(|(digest, held)| (digest.clone(), held.place)).collect();
+        for (digest, before) in places {
+            let now = place_now(&self.data_path(&digest), before);
+            if now == Some(before) {
+                continue;
+            }
+            let Some(_claim) = self.claims.try_claim(&digest) else { continue };
+            let mut index = self.index.lock();
+            // Another file may have taken its place meanwhile.
+            let Some(held) = index.blobs.get_mut(&digest).filter(|held| held.place == before) else {
+                continue;
+            };
+            match now {
+                Some(now) => held.place = now,
+                None => {
+                    let taken = index.take(&digest);
+                    drop(index);
+                    self.forget(&digest, taken);
+                    tracing::info!(%digest, "containerd has dropped a blob that was served from its own file");
+                }
             }
         }
     }
@@ -322,27 +347,45 @@ impl Shared {
     }
 }
 
+/// Where the file is by now; `None` if it was borrowed and is another one, or gone.
+fn place_now(data: &Path, before: Place) -> Option<Place> {
+    match (before, fs::metadata(data)) {
+        (Place::Borrowed(file), Ok(found)) => (FileId::of(&found) == file).then_some(before),
+        (Place::Borrowed(_), Err(_)) => None,
+        (Place::Ours | Place::Linked, Ok(found)) if found.nlink() > 1 => Some(Place::Linked),
+        (Place::Ours | Place::Linked, Ok(_)) => Some(Place::Ours),
+        (Place::Ours | Place::Linked, Err(_)) => Some(before),
+    }
+}
+
+/// Length and place of the blob in `dir`; `None` if it is not whole, or was read from a file that is another one now.
+fn find_data(dir: &Path) -> Option<(u64, Place)> {
+    let data = dir.join(tree::DATA);
+    let (Ok(named), Ok(found)) = (fs::symlink_metadata(&data), fs::metadata(&data)) else { return None };
+    let file = FileId::of(&found);
+    let place = if !named.is_symlink() {
+        if found.nlink() > 1 { Place::Linked } else { Place::Ours }
+    } else if fs::read_to_string(dir.join(tree::BORROWED)).is_ok_and(|noted| noted == file.to_line()) {
+        Place::Borrowed(file)
+    } else {
+        return None;
+    };
+    Some((found.len(), place))
+}
+
 /// Reads which blobs there are. What is not whole is what a crash in the middle of a deletion leaves.
 fn scan_blobs(tree: &Tree, index: &mut Index) -> io::Result<()> {
     for digest in tree.blobs()? {
         let dir = tree.blob_dir(&digest);
-        let files =
-            (fs::symlink_metadata(dir.join(tree::DATA)), fs::symlink_metadata(dir.join(tree::PIECES)));
-        let (Ok(data), Ok(pieces)) = files else {
+        let files = (find_data(&dir), fs::symlink_metadata(dir.join(tree::PIECES)));
+        let (Some((len, place)), Ok(pieces)) = files else {
             tree.discard(&dir)?;
             continue;
         };
         let used = pieces.modified()?;
         let turn = index.next_turn();
-        let held = Held {
-            len: data.len(),
-            used,
-            turn,
-            stamped: used,
-            linked: data.nlink() > 1,
-            opened: std::sync::Weak::new(),
-            file_turn: turn,
-        };
+        let held =
+            Held { len, used, turn, stamped: used, place, opened: std::sync::Weak::new(), file_turn: turn };
         index.blobs.insert(digest, held);
     }
     Ok(())

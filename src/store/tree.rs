@@ -14,6 +14,7 @@ use crate::oci::Digest;
 pub(super) const DATA: &str = "data";
 pub(super) const CHAIN: &str = "chain";
 pub(super) const PIECES: &str = "pieces";
+pub(super) const BORROWED: &str = "borrowed";
 pub(super) const LOCK: &str = "lock";
 const BLOBS: &str = "blobs";
 const ARRIVING: &str = "arriving";

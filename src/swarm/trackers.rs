@@ -124,7 +124,7 @@ impl Trackers {
 
     async fn ask(&self, member: &Member, digest: &Digest) -> Answer {
         if member.name == self.0.mesh.me().name {
-            return if self.0.store.get(digest).is_some() { Answer::Whole } else { Answer::Nothing };
+            return if self.0.store.holds(digest) { Answer::Whole } else { Answer::Nothing };
         }
         let Ok(channel) = self.0.mesh.control(member).await else { return Answer::Nothing };
         let request = wire::HoldsRequest { digest: digest.to_string() };

@@ -11,6 +11,7 @@ mod real_bad;
 mod real_clients;
 mod real_compare;
 mod real_handover;
+mod real_holdings;
 mod real_image;
 mod real_install;
 mod real_kubelet;

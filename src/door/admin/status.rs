@@ -47,6 +47,11 @@ pub struct StoreLine {
     pub quota: u64,
     /// Bytes that do: what containerd does not link, and what is arriving.
     pub charged: u64,
+    /// Blobs of containerd that are offered to the mesh, and their bytes.
+    pub offered_blobs: u64,
+    pub offered_bytes: u64,
+    /// Those of them that nobody has read yet; the others are among `blobs`.
+    pub offered_unread: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

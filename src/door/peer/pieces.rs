@@ -22,6 +22,11 @@ pub(super) const SLOTS: usize = 6;
 /// How long a request waits for a slot before it is told to look elsewhere: so that a slot never stands empty
 /// while somebody wants it, and nobody waits while a piece is free elsewhere by now.
 const SLOT_WAIT: Duration = Duration::from_millis(30);
+/// How long a request for a chain waits for a blob that is offered and being read: half of what the other side waits
+/// for any answer.
+const CHAIN_WAIT: Duration = Duration::from_secs(5);
+/// And one for a piece: below the half second after which the other side calls a request slow.
+const PIECE_WAIT: Duration = Duration::from_millis(300);
 /// A body is handed over in parts, so that its slot is held until nearly all of it is sent.
 const PART_LEN: usize = 64 * 1024;
 
@@ -41,6 +46,13 @@ impl Door {
         };
         if self.parts.mesh.me().role == Role::Leech {
             return empty(StatusCode::NOT_FOUND);
+        }
+        let patience = match asked {
+            Asked::Piece(_) => PIECE_WAIT,
+            Asked::Chain | Asked::Statements => CHAIN_WAIT,
+        };
+        if !self.parts.pulls.read_offered(&digest, patience).await {
+            return busy();
         }
         let Some(here) = self.parts.pulls.here(&digest) else { return empty(StatusCode::NOT_FOUND) };
         match asked {
@@ -107,7 +119,7 @@ fn empty(status: StatusCode) -> Response<Sending> {
     response
 }
 
-/// Every slot is taken; the hint is how long one is taken for, in milliseconds.
+/// Every slot is taken, or the blob is still being read; the hint is how long one is taken for, in milliseconds.
 fn busy() -> Response<Sending> {
     let mut response = empty(StatusCode::SERVICE_UNAVAILABLE);
     let wait = u64::try_from(SLOT_WAIT.as_millis()).expect("a tenth of a second");

@@ -90,7 +90,7 @@ struct Node {
     mesh: Mesh,
     store: Store,
     stop: CancellationToken,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 struct Crowd {
@@ -182,7 +182,7 @@ impl Crowd {
         tasks.spawn(serve(listener, parts, stop.clone(), tasks.clone()));
         let (running, stopped) = (mesh.clone(), stop.clone());
         tasks.spawn(async move { running.run(stopped).await });
-        self.nodes.push(Node { pulls, mesh, store, stop, _dir: dir });
+        self.nodes.push(Node { pulls, mesh, store, stop, dir });
     }
 
     async fn down(self) {
@@ -292,5 +292,71 @@ async fn a_tracker_that_dies_is_replaced() {
     let twice = crowd.registry.bytes_sent() - len;
     // What was leased when it died may be read twice.
     assert!(twice as u64 <= 8 * 8 * layout.piece_len(), "{twice}");
+    crowd.down().await;
+}
+
+impl Crowd {
+    /// The containerd of a node has these bytes under the name of the blob.
+    fn containerd_has(&self, number: usize, bytes: &[u8]) {
+        let node = &self.nodes[number];
+        let dir = node.dir.path().join("content");
+        std::fs::create_dir_all(dir.join("sha256")).unwrap();
+        std::fs::write(dir.join("sha256").join(self.want.digest.hex()), bytes).unwrap();
+        node.store.offer(&dir, [(self.want.digest.clone(), self.want.len)].into());
+    }
+
+    /// Pulls on a node to the end; where the bytes came from.
+    async fn pulled_by(&self, number: usize) -> crate::pull::BySource {
+        let pull = self.nodes[number].pulls.start(self.want.clone());
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+        pull.status().bytes
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_member_offers_is_read_when_it_is_asked_for() {
+    for len in [300, (40 << 20) + 7] {
+        let mut crowd = Crowd::new(2, len, true).await;
+        crowd.want.origins.clear();
+        crowd.containerd_has(0, &crowd.registry.blob);
+        assert!(crowd.nodes[0].store.is_unread(&crowd.want.digest));
+        assert_eq!(crowd.pulled_by(1).await.peer, len as u64);
+        assert!(
+            crowd.nodes[0].store.get(&crowd.want.digest).is_some(),
+            "it was read for the first who asked"
+        );
+        crowd.down().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_of_other_bytes_costs_no_pull() {
+    let len = (3 << 20) + 1;
+    let crowd = Crowd::new(2, len, true).await;
+    let mut wrong = crowd.registry.blob.to_vec();
+    wrong[1 << 20] ^= 1;
+    crowd.containerd_has(0, &wrong);
+    assert_eq!(crowd.pulled_by(1).await.origin, len as u64);
+    assert!(!crowd.nodes[0].store.holds(&crowd.want.digest), "it is not offered any more");
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_of_what_containerd_has_comes_from_no_network() {
+    let len = (3 << 20) + 1;
+    let crowd = Crowd::new(1, len, true).await;
+    crowd.containerd_has(0, &crowd.registry.blob);
+    assert_eq!(crowd.pulled_by(0).await.local, len as u64);
+    assert_eq!(crowd.registry.bytes_sent(), 0);
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_asks_for_is_read_when_the_node_is_idle() {
+    let crowd = Crowd::new(1, 100, true).await;
+    crowd.containerd_has(0, &crowd.registry.blob);
+    let Node { pulls, store, .. } = &crowd.nodes[0];
+    tokio::time::timeout(GUARD, pulls.read_when_idle(&crowd.want.digest)).await.expect("the node is idle");
+    assert!(store.get(&crowd.want.digest).is_some());
     crowd.down().await;
 }

@@ -5,6 +5,7 @@ mod arriving;
 mod crash;
 mod crowd;
 mod limits;
+mod offering;
 mod rot;
 mod start;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use super::{Action, ChainState, Claim, Exchange, peers::Peer};
+use super::{Action, ChainState, Claim, Exchange, Fetched, peers::Peer};
 use crate::{
     mesh::Member,
     piece::Statement,
@@ -169,19 +169,20 @@ impl Exchange {
         }
     }
 
-    /// The chain could not be fetched from this peer.
-    pub fn chain_failed(&mut self, peer: &Member, now: Instant) {
+    /// The chain could not be fetched from this peer. Busy is one that still reads a blob that it has offered: it is
+    /// asked again, others meanwhile. One without a chain has lost the blob that it was said to have.
+    pub fn chain_failed(&mut self, peer: &Member, why: Fetched, now: Instant) {
         if self.chain == ChainState::Asked {
             self.chain = ChainState::Unknown;
-            self.peer_failed(&peer.name, now);
+            if let Some(peer) = self.peers.get_mut(&peer.name) {
+                peer.requests += 1;
+            }
+            match why {
+                Fetched::Absent => self.strike_out(&peer.name),
+                Fetched::Good(_) | Fetched::Wrong | Fetched::Busy | Fetched::Failed => {}
+            }
+            self.peer_answered(&peer.name, 0, why, now);
         }
         self.settle(now);
-    }
-
-    fn peer_failed(&mut self, name: &str, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.requests += 1;
-        }
-        self.peer_answered(name, 0, super::Fetched::Failed, now);
     }
 }

@@ -236,7 +236,10 @@ async fn images_and_blobs_are_told_of_as_they_come() {
         loop {
             match events.next().await.unwrap().unwrap() {
                 Event::ImageCreated { namespace, name } => break (namespace, name),
-                Event::ContentCreated { .. } | Event::ImageUpdated { .. } | Event::ImageDeleted { .. } => {}
+                Event::ContentCreated { .. }
+                | Event::ContentDeleted { .. }
+                | Event::ImageUpdated { .. }
+                | Event::ImageDeleted { .. } => {}
             }
         }
     };

@@ -96,6 +96,12 @@ impl Node {
         self.flotilla.as_mut().expect("the plan of this node has a Flotilla")
     }
 
+    /// Starts a Flotilla on a node that has none, in `dir`, with the node's settings.
+    pub(crate) fn install(&mut self, program: &Path, dir: PathBuf) -> Result<()> {
+        self.flotilla = Some(Flotilla::start(program, dir, &self.settings, self.network.clone())?);
+        Ok(())
+    }
+
     /// The daemon, if the plan has one.
     pub(crate) fn daemon(&self) -> Option<&Flotilla> {
         self.flotilla.as_ref()

@@ -133,6 +133,7 @@ impl Lab {
             programs: programs.clone(),
             address,
             flotilla: true,
+            later: false,
             certificate: true,
             annotations: false,
             more: String::new(),
@@ -222,6 +223,7 @@ pub(crate) struct Plan<'lab> {
     address: String,
     settings: Settings,
     flotilla: bool,
+    later: bool,
     certificate: bool,
     annotations: bool,
     more: String,
@@ -246,6 +248,12 @@ impl Plan<'_> {
     /// containerd as it is, without Flotilla.
     pub(crate) fn stock(mut self) -> Self {
         self.flotilla = false;
+        self
+    }
+
+    /// containerd as it is; Flotilla comes later, with `Node::install`, and is not entered into containerd.
+    pub(crate) fn later(mut self) -> Self {
+        self.later = true;
         self
     }
 
@@ -291,7 +299,9 @@ impl Plan<'_> {
                     .path("mesh", "key", &tls.join("node-key.pem"));
             }
             self.settings.list("mesh", "members", &self.lab.members.borrow());
-            snapshotter = NodePlan::snapshotter(&dir, self.annotations);
+            if !self.later {
+                snapshotter = NodePlan::snapshotter(&dir, self.annotations);
+            }
         }
         let containerd = containerd::Settings {
             snapshotter,
@@ -299,6 +309,8 @@ impl Plan<'_> {
             hosts_dir: self.lab.hosts_dir(),
             more: self.more,
         };
+        let at_once = self.flotilla && !self.later;
+        let settings = self.settings.clone();
         let plan = NodePlan {
             name: self.name,
             dir,
@@ -306,8 +318,10 @@ impl Plan<'_> {
             containerd,
             cri: example("cri"),
             namespace: self.namespace,
-            flotilla: self.flotilla.then(|| (flotilla_program().to_owned(), self.settings)),
+            flotilla: at_once.then(|| (flotilla_program().to_owned(), self.settings)),
         };
-        plan.start()
+        let mut node = plan.start()?;
+        node.settings = settings;
+        Ok(node)
     }
 }
