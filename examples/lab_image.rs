@@ -1,8 +1,10 @@
-//! Writes images into a registry's folder, for `cargo xtask demo`.
+//! Writes images into a registry's folder, for `cargo xtask demo` and `cargo xtask bench`.
 //!
 //! ```text
 //! lab_image --root DIR pause                        lab/pause:1, what CRI runs sandboxes from
 //! lab_image --root DIR pack NAME --layer DIR…       an image of folders, the lowest layer first
+//! lab_image --root DIR cut NAME --from BLOB… --bytes N --layers K
+//!                                                   an image of the first files of other layers
 //! ```
 //! Prints the image's bytes (layers, config and manifest), then each layer's digest and bytes.
 
@@ -15,6 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+#[path = "lab_image/cut.rs"]
+mod cut;
 #[path = "../tests/it/lab/image.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod image;
@@ -46,6 +50,8 @@ enum Image {
         #[arg(long, required = true)]
         layer: Vec<PathBuf>,
     },
+    /// An image of the files of other layers, in their order, as many as make the bytes that are asked for.
+    Cut(cut::Cut),
 }
 
 fn main() -> Result<()> {
@@ -65,6 +71,7 @@ fn main() -> Result<()> {
             }
             images.publish(&name, &layers, &["/bin/sh"]).with_context(|| format!("publishing {name}"))?
         }
+        Image::Cut(cut) => cut.publish(&images)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", published.bytes())?;

@@ -124,12 +124,12 @@ fn find_containerd(chosen: Option<PathBuf>) -> Result<Programs> {
 }
 
 /// A process that cleans up when this one has ended, by Ctrl-C too.
-struct Sweeper {
+pub struct Sweeper {
     child: Child,
 }
 
 impl Sweeper {
-    fn start() -> Result<Sweeper> {
+    pub fn start() -> Result<Sweeper> {
         let program = std::env::current_exe().map_err(|error| format!("finding xtask itself: {error}"))?;
         let mut command = Command::new(program);
         command.arg("sweep-when-closed").arg(std::process::id().to_string());

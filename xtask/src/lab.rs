@@ -1,4 +1,4 @@
-//! The laboratory of `tests/it/lab`, compiled in: one implementation for tests and demo.
+//! The laboratory of `tests/it/lab`, compiled in: one implementation for tests, demo and benchmarks.
 
 #![allow(dead_code, reason = "the tests use the rest")]
 

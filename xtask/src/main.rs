@@ -3,8 +3,10 @@
 //! `cargo xtask setup` gets the parts, `cargo xtask test` runs every test, `cargo xtask demo` shows a
 //! crowd of nodes pulling one image. Only the standard library, so that it starts at once.
 
+mod bench;
 mod demo;
 mod demo_image;
+mod gate;
 mod lab;
 mod parts;
 mod shell;
@@ -18,6 +20,8 @@ usage: cargo xtask COMMAND
   test [FILTER]                setup, fmt, clippy, then every test
   demo [--nodes N] [--containerd PATH] [--keep]
                                nodes in network namespaces pull one image, with Flotilla and without
+  bench crowd [--nodes N] [--rounds R] [--scenario NAME[,NAME]] [--json FILE]
+                               crowds in every scenario, measured beside the same crowd without Flotilla
   sweep                        remove what demo --keep left up, and what killed tests left behind
   deb                          build the Debian package into target/debian/
 environment: FLOTILLA_CACHE (default ~/.cache/flotilla), FLOTILLA_GO=0 (build nothing with Go)";
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
         Some("setup") => parts::setup().map(|_| true),
         Some("test") => test::run(rest),
         Some("demo") => demo::run(rest),
+        Some("bench") => bench::run(rest),
         Some("deb") => shell::run("packaging/build-deb", &[]).map(|()| true),
         Some("sweep") => demo::sweep(),
         // Started by the demo itself: cleans up when the demo has died without doing so.

@@ -58,7 +58,7 @@ fn an_offered_blob_is_held_before_it_is_read_and_is_one_file_afterwards() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let (small, large) = (Sample::new(1, 100), Sample::new(2, 18 * MIB + 5));
+    let (small, large) = (Sample::new(1, 100), Sample::new(2, (18 << 20) + 5));
     let theirs = [content.put(&small), content.put(&large)];
     let mut changed = store.holdings_changed();
     content.offer(&[&small, &large]);
@@ -87,10 +87,10 @@ fn an_offered_blob_is_held_before_it_is_read_and_is_one_file_afterwards() {
 
 #[test]
 fn what_containerd_drops_unread_is_gone_and_what_was_read_stays_while_there_is_room() {
-    let bench = Bench::new().keep_free(10 * MIB);
+    let bench = Bench::new().keep_free(10 * PIECE);
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let (unread, read) = (Sample::new(1, MIB), Sample::new(2, MIB));
+    let (unread, read) = (Sample::new(1, PIECE), Sample::new(2, PIECE));
     let theirs = [content.put(&unread), content.put(&read)];
     content.offer(&[&unread, &read]);
     drop(ask(&store, &read).unwrap());
@@ -98,9 +98,9 @@ fn what_containerd_drops_unread_is_gone_and_what_was_read_stays_while_there_is_r
     store.withdraw(&unread.digest);
     content.offer(&[]);
     assert!(!store.holds(&unread.digest) && read.is_whole_in(&store));
-    bench.lab.set_free(5 * MIB);
+    bench.lab.set_free(5 * PIECE);
     let swept = store.sweep(bench.lab.time());
-    assert!(matches!(&swept.removed[..], [gone] if gone.why == Why::KeepFree && gone.freed == MIB));
+    assert!(matches!(&swept.removed[..], [gone] if gone.why == Why::KeepFree && gone.freed == PIECE));
     assert!(store.holdings().is_empty());
 }
 
@@ -109,9 +109,9 @@ fn wrong_bytes_are_offered_no_more_until_the_file_is_another() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = content.put(&sample);
-    flip_a_bit(&theirs, MIB + 9);
+    flip_a_bit(&theirs, PIECE + 9);
     content.offer(&[&sample]);
     let refused = ask(&store, &sample).err().unwrap();
     assert!(matches!(refused, AdoptError::Foreign { .. }));
@@ -132,7 +132,7 @@ fn what_rots_after_it_was_read_is_not_offered_from_the_same_file() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = content.put(&sample);
     content.offer(&[&sample]);
     let blob = ask(&store, &sample).unwrap();
@@ -148,7 +148,7 @@ fn a_file_that_cannot_be_read_now_is_tried_again_with_the_next_offer() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, MIB);
+    let sample = Sample::new(1, PIECE);
     content.offer(&[&sample]);
     assert!(store.read_offer(&sample.digest).err().unwrap().is_gone());
     assert!(!store.holds(&sample.digest));
@@ -162,7 +162,7 @@ fn a_reading_that_is_given_up_leaves_nothing() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, 17 * MIB);
+    let sample = Sample::new(1, 17 << 20);
     let theirs = content.put(&sample);
     content.offer(&[&sample]);
     let mut reading = store.read_offer(&sample.digest).unwrap().unwrap();
@@ -176,10 +176,10 @@ fn a_second_copy_that_containerd_fetched_takes_the_place_of_ours() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, MIB);
+    let sample = Sample::new(1, PIECE);
     drop(sample.put(&store));
     let theirs = content.put(&sample);
-    assert_eq!(store.usage().charged, MIB);
+    assert_eq!(store.usage().charged, PIECE);
     content.offer(&[&sample]);
     assert_eq!((links(&theirs), store.usage().charged, store.offered().unread), (2, 0, 0));
 }
@@ -189,7 +189,7 @@ fn what_containerd_links_does_not_expire() {
     let bench = Bench::new();
     let store = bench.open();
     let content = Content::of(&bench, &store);
-    let sample = Sample::new(1, MIB);
+    let sample = Sample::new(1, PIECE);
     let theirs = content.put(&sample);
     content.offer(&[&sample]);
     drop(ask(&store, &sample).unwrap());
@@ -202,9 +202,9 @@ fn what_containerd_links_does_not_expire() {
 fn from_another_file_system_blobs_are_borrowed_and_go_with_containerds_file() {
     let bench = Bench::new();
     let store = bench.open();
-    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * MIB);
+    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * PIECE);
     let content = Content::at(mounted.0.join("blobs"), &store);
-    let samples = [1, 2, 3].map(|seed| Sample::new(seed, 2 * MIB + 1));
+    let samples = [1, 2, 3].map(|seed| Sample::new(seed, 2 * PIECE + 1));
     let theirs = samples.each_ref().map(|sample| content.put(sample));
     content.offer(&samples.each_ref());
     samples.iter().for_each(|sample| drop(ask(&store, sample).unwrap()));
@@ -230,9 +230,9 @@ fn from_another_file_system_blobs_are_borrowed_and_go_with_containerds_file() {
 fn a_borrowed_file_that_rots_is_containerds() {
     let bench = Bench::new();
     let store = bench.open();
-    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * MIB);
+    let mounted = Mounted::tmpfs(&bench.root.path().join("elsewhere"), 16 * PIECE);
     let content = Content::at(mounted.0.join("blobs"), &store);
-    let sample = Sample::new(1, 2 * MIB);
+    let sample = Sample::new(1, 2 * PIECE);
     let theirs = content.put(&sample);
     content.offer(&[&sample]);
     let blob = ask(&store, &sample).unwrap();

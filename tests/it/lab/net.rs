@@ -6,6 +6,7 @@
 //!  fl1x1-reg[eth0 10.77.0.9]──n9┘       machine's own network is left as it is
 //! ```
 //! A link is shaped at both its ends: what a node sends at `eth0`, what it receives at the bridge's port.
+//! A second bridge, `br1`, is a second zone, joined to the first by one thin link (`thin0`, `thin1`).
 //! Only the network is apart: mounts and /sys are the machine's, which containerd needs.
 
 use std::process::Command;
@@ -52,15 +53,42 @@ impl Switch {
         format!("{}-switch", self.lab)
     }
 
+    /// Adds the second zone's bridge, and the thin link to the first, shaped both ways.
+    pub(crate) fn add_zone(&self, shape: &str) -> Result<()> {
+        let name = self.name();
+        ip(&format!("-n {name} link add br1 type bridge forward_delay 0 mcast_snooping 0"))?;
+        ip(&format!("-n {name} link set br1 up"))?;
+        ip(&format!("-n {name} link add thin0 type veth peer name thin1"))?;
+        for (end, bridge) in [("thin0", "br0"), ("thin1", "br1")] {
+            ip(&format!("-n {name} link set {end} master {bridge} up"))?;
+            tc(&format!("-n {name} qdisc add dev {end} root tbf {shape}"))?;
+        }
+        Ok(())
+    }
+
+    /// What went over the thin link: `sent` to the second zone, `received` from it.
+    pub(crate) fn thin_link(&self) -> Result<Traffic> {
+        traffic(&self.name(), "thin0")
+    }
+
     /// Makes a namespace with the address `10.77.0.<index>` and counters for what it receives from whom.
     pub(crate) fn plug(&self, name: &str, index: u8) -> Result<Namespace> {
+        self.plug_into("br0", name, index)
+    }
+
+    /// The same in the second zone.
+    pub(crate) fn plug_into_zone(&self, name: &str, index: u8) -> Result<Namespace> {
+        self.plug_into("br1", name, index)
+    }
+
+    fn plug_into(&self, bridge: &str, name: &str, index: u8) -> Result<Namespace> {
         let switch = self.name();
         let namespace = Namespace { name: format!("{}-{name}", self.lab), switch: switch.clone(), index };
         let Namespace { name, .. } = &namespace;
         let address = namespace.address();
         ip(&format!("netns add {name}"))?;
         ip(&format!("-n {switch} link add n{index} type veth peer name eth0 netns {name}"))?;
-        ip(&format!("-n {switch} link set n{index} master br0 up"))?;
+        ip(&format!("-n {switch} link set n{index} master {bridge} up"))?;
         ip(&format!("-n {name} addr add {address}/16 dev eth0"))?;
         ip(&format!("-n {name} link set eth0 up"))?;
         ip(&format!("-n {name} link set lo up"))?;
@@ -84,9 +112,7 @@ impl Namespace {
 
     /// A program in this network.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
-        command
+        within(&self.name, program)
     }
 
     /// Counts, from now on, the bytes received from each of `others`.
@@ -115,17 +141,7 @@ impl Namespace {
 
     /// What went over `eth0` since the namespace was made.
     pub(crate) fn traffic(&self) -> Result<Traffic> {
-        let mut cat = self.command("cat");
-        cat.arg("/proc/net/dev");
-        let table = output(cat)?;
-        let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
-        let numbers: Vec<u64> =
-            line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        // Columns of /proc/net/dev: eight of what came in, bytes first, then eight of what went out.
-        match (numbers.first(), numbers.get(8)) {
-            (Some(received), Some(sent)) => Ok(Traffic { received: *received, sent: *sent }),
-            _ => Err(format!("no eth0 in {}", self.name).into()),
-        }
+        traffic(&self.name, "eth0")
     }
 
     /// Takes the link down or up again, as when a cable is pulled.
@@ -137,6 +153,26 @@ impl Namespace {
     /// Shapes what this namespace sends anew, for example `rate 8mbit burst 32kb latency 50ms`.
     pub(crate) fn shape_sending(&self, shape: &str) -> Result<()> {
         tc(&format!("-n {} qdisc replace dev eth0 root tbf {shape}", self.name))
+    }
+}
+
+fn within(namespace: &str, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    command
+}
+
+fn traffic(namespace: &str, interface: &str) -> Result<Traffic> {
+    let mut cat = within(namespace, "cat");
+    cat.arg("/proc/net/dev");
+    let table = output(cat)?;
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+    let numbers: Vec<u64> =
+        line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // Columns of /proc/net/dev: eight of what came in, bytes first, then eight of what went out.
+    match (numbers.first(), numbers.get(8)) {
+        (Some(received), Some(sent)) => Ok(Traffic { received: *received, sent: *sent }),
+        _ => Err(format!("no {interface} in {namespace}").into()),
     }
 }
 

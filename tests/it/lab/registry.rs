@@ -125,9 +125,14 @@ impl Registry {
 
 /// Writes the `hosts.toml` that lets containerd and Flotilla speak plain HTTP to a host.
 pub(crate) fn trust_plain_http(hosts_dir: &Path, host: &str) -> Result<()> {
+    lead_to(hosts_dir, host, host)
+}
+
+/// Writes the `hosts.toml` by which whoever wants `host` speaks plain HTTP to `other`.
+pub(crate) fn lead_to(hosts_dir: &Path, host: &str, other: &str) -> Result<()> {
     let folder = hosts_dir.join(host);
     let text = format!(
-        "server = \"http://{host}\"\n\n[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
+        "server = \"http://{other}\"\n\n[host.\"http://{other}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
     );
     fs::create_dir_all(&folder)
         .and_then(|()| fs::write(folder.join("hosts.toml"), text))

@@ -2,15 +2,14 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
     demo_image::{self, Image},
+    gate::{Ended, Released, Waiting},
     lab::{
         Result, certs,
         containerd::{self, Programs, Snapshotter},
@@ -55,7 +54,7 @@ pub struct Pulled {
     /// Between the first and the last node's release.
     pub spread: Duration,
     /// Each node's own time, or why its pull failed.
-    pub each: Vec<std::result::Result<Duration, String>>,
+    pub each: Vec<Ended>,
 }
 
 /// Who sent how many bytes.
@@ -140,16 +139,13 @@ impl Crowd {
 
     /// All nodes pull the image through CRI, released together.
     pub fn pull(&self) -> Result<Pulled> {
-        let waiting = self.nodes.iter().map(|(node, _)| Waiting::start(node, &self.image));
-        let mut waiting = waiting.collect::<Result<Vec<Waiting>>>()?;
+        let client = |node: &Node| node.cri.command(&["pull", "--gate", &self.image]);
+        let waiting = self.nodes.iter().map(|(node, _)| Waiting::start(&node.name, client(node)));
+        let waiting = waiting.collect::<Result<Vec<Waiting>>>()?;
         let start = Instant::now();
-        waiting.iter_mut().try_for_each(Waiting::release)?;
+        let pulling = waiting.into_iter().map(Waiting::release).collect::<Result<Vec<Released>>>()?;
         let spread = start.elapsed();
-        let pulling: Vec<_> = waiting.into_iter().map(|one| thread::spawn(move || one.end(start))).collect();
-        let each: Vec<_> = pulling
-            .into_iter()
-            .map(|pull| pull.join().unwrap_or_else(|_| Err("the thread that waited for it died".into())))
-            .collect();
+        let each = pulling.into_iter().map(Released::end).collect();
         Ok(Pulled { wall: start.elapsed(), spread, each })
     }
 
@@ -278,38 +274,5 @@ impl Place<'_> {
             flotilla,
         };
         plan.start()
-    }
-}
-
-/// A client that is connected and waits for the word.
-struct Waiting(Child);
-
-impl Waiting {
-    fn start(node: &Node, image: &str) -> Result<Waiting> {
-        let mut command = node.cri.command(&["pull", "--gate", image]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            command.spawn().map_err(|error| format!("starting the client of {}: {error}", node.name))?;
-        let stdout = child.stdout.as_mut().ok_or("a client without output")?;
-        let mut line = String::new();
-        let read = BufReader::new(stdout).read_line(&mut line);
-        match read {
-            Ok(_) if line == "ready\n" => Ok(Waiting(child)),
-            Ok(_) | Err(_) => Err(format!("the client of {} did not get ready", node.name).into()),
-        }
-    }
-
-    fn release(&mut self) -> Result<()> {
-        let stdin = self.0.stdin.as_mut().ok_or("a client without input")?;
-        stdin.write_all(b"\n").map_err(|error| format!("releasing a client: {error}").into())
-    }
-
-    fn end(self, start: Instant) -> std::result::Result<Duration, String> {
-        let output = self.0.wait_with_output().map_err(|error| format!("waiting for a client: {error}"))?;
-        if output.status.success() {
-            Ok(start.elapsed())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-        }
     }
 }

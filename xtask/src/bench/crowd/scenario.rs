@@ -1,0 +1,170 @@
+//! The scenarios by name: what is pulled, when, over which links, and what goes wrong.
+
+use std::time::Duration;
+
+use super::fault::Fault;
+use crate::bench::image::{Image, Shape};
+
+/// A link's rate in bytes a second: 100 Mbit/s.
+pub const LINK: f64 = 12.5e6;
+
+/// The slow registry's and the thin link's rate.
+pub const QUARTER: f64 = LINK / 4.0;
+
+/// A trickle lets a node go this long after the one before.
+pub const TRICKLE: Duration = Duration::from_secs(1);
+
+/// One way to start a crowd.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub shape: Shape,
+    pub release: Release,
+    pub links: Links,
+    pub fault: Fault,
+    /// One node, whatever the command line says.
+    pub lone: bool,
+}
+
+/// When nodes start to pull.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    Together,
+    /// A fifth of the nodes at a time, the next when the last have ended.
+    Rolling,
+    /// One after the other.
+    Trickle,
+}
+
+/// How links are shaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// All alike, both ways.
+    Equal,
+    /// The registry's has a quarter.
+    SlowRegistry,
+    /// Two bridges, and between them a quarter of a link; the registry is in the first zone.
+    TwoZones,
+    Unshaped,
+}
+
+const COLD: Scenario = Scenario {
+    name: "cold-1",
+    shape: Shape::One,
+    release: Release::Together,
+    links: Links::Equal,
+    fault: Fault::None,
+    lone: false,
+};
+
+/// All scenarios, in the order of the table.
+pub const ALL: [Scenario; 17] = [
+    COLD,
+    Scenario { name: "cold-4", shape: Shape::Four, ..COLD },
+    Scenario { name: "rolling", release: Release::Rolling, ..COLD },
+    Scenario { name: "trickle", release: Release::Trickle, ..COLD },
+    Scenario { name: "small-100", shape: Shape::Hundred, ..COLD },
+    Scenario { name: "slow-origin", links: Links::SlowRegistry, ..COLD },
+    Scenario { name: "two-zones", links: Links::TwoZones, ..COLD },
+    Scenario { name: "origin-killed", fault: Fault::OriginKilled, ..COLD },
+    Scenario { name: "corrupt-relay", fault: Fault::CorruptRelay, ..COLD },
+    Scenario { name: "corrupt-origin-reader", fault: Fault::CorruptOriginReader, ..COLD },
+    Scenario { name: "rotten-store", fault: Fault::RottenStore, ..COLD },
+    Scenario { name: "stalled-peer", fault: Fault::StalledPeer, ..COLD },
+    Scenario { name: "tracker-killed", fault: Fault::TrackerKilled, ..COLD },
+    Scenario { name: "killed-10", fault: Fault::KilledTenth, ..COLD },
+    Scenario { name: "alone", lone: true, ..COLD },
+    Scenario { name: "alone-unshaped", links: Links::Unshaped, lone: true, ..COLD },
+    Scenario { name: "tiny", shape: Shape::Tiny, lone: true, ..COLD },
+];
+
+impl Scenario {
+    /// The nodes that go together, the first wave first.
+    pub fn waves(&self, nodes: u8) -> Vec<Vec<usize>> {
+        let all: Vec<usize> = (0..usize::from(nodes)).collect();
+        let wave = match self.release {
+            Release::Together => all.len(),
+            Release::Rolling => all.len().div_ceil(5),
+            Release::Trickle => 1,
+        };
+        all.chunks(wave.max(1)).map(<[usize]>::to_vec).collect()
+    }
+
+    /// Seconds that no crowd can beat, from the first release to the last end. `None` where no link is the limit.
+    ///
+    /// F / B for nodes that go together; once a wave for waves; behind the last release for a trickle; F over the
+    /// slow link where there is one, since every byte crosses it.
+    pub fn bound_s(&self, image: &Image, nodes: u8) -> Option<f64> {
+        let over = |rate: f64| bytes(image) / rate;
+        let once = match self.links {
+            Links::Equal => over(LINK),
+            Links::SlowRegistry => over(QUARTER),
+            // A lone zone has no thin link to cross.
+            Links::TwoZones if nodes > 1 => over(QUARTER),
+            Links::TwoZones => over(LINK),
+            Links::Unshaped => return None,
+        };
+        let waves = self.waves(nodes).len();
+        Some(match self.release {
+            Release::Together => once,
+            Release::Rolling => once * count(waves),
+            Release::Trickle => once + TRICKLE.as_secs_f64() * count(waves.saturating_sub(1)),
+        })
+    }
+
+    /// What pieces cost beyond the bound: `floor(log2 N)` of them, each sent over one link.
+    pub fn optimum_s(&self, image: &Image, nodes: u8) -> Option<f64> {
+        let doublings = f64::from(nodes.max(1).ilog2());
+        let piece = bytes(image) / LINK / count(usize::try_from(image.pieces()).unwrap_or(usize::MAX));
+        self.bound_s(image, nodes).map(|bound| bound + doublings * piece)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of images are far below 2^52")]
+fn bytes(image: &Image) -> f64 {
+    image.bytes as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nodes and pieces are counted by the thousand")]
+fn count(number: usize) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, COLD, Image, Links, Release, Scenario};
+    use crate::bench::image::{Layer, Shape};
+
+    fn image() -> Image {
+        let layers = vec![Layer { digest: String::new(), bytes: 64 << 20 }];
+        Image { root: "/".into(), shape: Shape::One, layers, bytes: 125_000_000 }
+    }
+
+    #[test]
+    fn bounds_are_those_of_the_links() {
+        let bound = |scenario: Scenario| scenario.bound_s(&image(), 8);
+        assert_eq!(bound(COLD), Some(10.0));
+        assert_eq!(bound(Scenario { links: Links::SlowRegistry, ..COLD }), Some(40.0));
+        assert_eq!(bound(Scenario { release: Release::Rolling, ..COLD }), Some(40.0));
+        assert_eq!(bound(Scenario { release: Release::Trickle, ..COLD }), Some(17.0));
+        assert_eq!(bound(Scenario { links: Links::Unshaped, ..COLD }), None);
+        // (1 + floor(log2 8) / 64) F / B
+        assert_eq!(COLD.optimum_s(&image(), 8), Some(10.0 * (1.0 + 3.0 / 64.0)));
+        assert_eq!(COLD.optimum_s(&image(), 1), Some(10.0));
+    }
+
+    #[test]
+    fn waves_hold_every_node_once() {
+        let rolling = Scenario { release: Release::Rolling, ..COLD };
+        assert_eq!(rolling.waves(8), [vec![0, 1], vec![2, 3], vec![4, 5], vec![6, 7]]);
+        assert_eq!(rolling.waves(3), [[0], [1], [2]]);
+        assert_eq!(COLD.waves(3), [[0, 1, 2]]);
+        assert_eq!(Scenario { release: Release::Trickle, ..COLD }.waves(2), [[0], [1]]);
+    }
+
+    #[test]
+    fn names_are_each_others_alone() {
+        let names: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        assert!(names.iter().enumerate().all(|(at, name)| !names.iter().skip(at + 1).any(|n| n == name)));
+    }
+}
