@@ -72,7 +72,6 @@ pub(super) enum News {
     Rotten(u32),
     /// The in-order chain stands before this piece.
     Front(u32),
-    Closed(Chain),
     Unclosed,
     Committed(Box<Result<Blob, CommitError>>),
     Disk(io::Error),
