@@ -74,7 +74,7 @@ fn pulling(status: &PullStatus) -> PullingLine {
     };
     PullingLine {
         digest: status.digest.to_string(),
-        image: None,
+        image: status.image.clone(),
         bytes_total: status.len,
         bytes: BytesBySource {
             local: status.bytes.local,

@@ -95,7 +95,12 @@ impl Order {
 
     fn want(&self) -> Want {
         let blob = &self.layer().descriptor;
-        Want { digest: blob.digest.clone(), len: blob.size, origins: self.image.origins.clone() }
+        Want {
+            digest: blob.digest.clone(),
+            len: blob.size,
+            origins: self.image.origins.clone(),
+            image: Some(self.image.title()),
+        }
     }
 }
 

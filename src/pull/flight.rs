@@ -98,6 +98,7 @@ impl Flight {
         let (news, inbox) = mpsc::channel(NEWS_MAX);
         let status = PullStatus {
             digest: want.digest.clone(),
+            image: want.image.clone(),
             len: want.len,
             bytes: BySource::default(),
             arrived: 0,

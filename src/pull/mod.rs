@@ -78,6 +78,8 @@ pub struct Want {
     pub len: u64,
     /// Repositories that may have it; none: from the mesh only.
     pub origins: Vec<Repository>,
+    /// For operators: the image that needs it.
+    pub image: Option<String>,
 }
 
 /// The pulls of this node. Cheap to clone.
@@ -120,6 +122,8 @@ pub enum PullState {
 #[derive(Clone, Debug)]
 pub struct PullStatus {
     pub digest: Digest,
+    /// The image for which it was started, of those that need it.
+    pub image: Option<String>,
     pub len: u64,
     /// Bytes that passed their check, by where they came from. What is replaced counts twice.
     pub bytes: BySource,

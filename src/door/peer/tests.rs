@@ -115,6 +115,7 @@ impl Crowd {
             digest: Digest::of(Algorithm::Sha256, &registry.blob),
             len: len as u64,
             origins: vec![Repository { host: host.clone(), path: "library/test".into() }],
+            image: None,
         };
         let ca = Ca::new("mesh");
         let mut crowd = Self { registry, want, nodes: Vec::new(), tasks, stop };
