@@ -38,7 +38,7 @@ use self::{flight::Flight, offered::Readings};
 use crate::{
     mesh::{Member, Mesh},
     oci::{Digest, Repository},
-    origin::{Origin, OriginError},
+    origin::{self, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
     swarm::{Trackers, tracker::Answer},
 };
@@ -165,8 +165,7 @@ impl PullError {
             Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => "no_space",
             Self::Arrive { .. } | Self::Disk { .. } | Self::Read { .. } | Self::Commit { .. } => "store",
             Self::Origin { source, .. } => source.reason(),
-            Self::Swarm { reason, .. } if reason == "no_origin" => "no_origin",
-            Self::Swarm { .. } => "origin_swarm",
+            Self::Swarm { reason, .. } => origin::known_reason(reason).unwrap_or("origin_swarm"),
             Self::WrongDigest { .. } => "wrong_digest",
             Self::Forgotten { .. } => "forgotten",
             Self::Stopped { .. } => "stopped",
