@@ -60,20 +60,21 @@ fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
     if !status.pulls.is_empty() {
         writeln!(
             out,
-            "\n{:<20} {:>10} {:>10} {:>10} {:>10}  STATE",
-            "PULL", "SIZE", "LOCAL", "PEERS", "REGISTRY"
+            "\n{:<20} {:>10} {:>10} {:>10} {:>10}  {:<10} IMAGE",
+            "PULL", "SIZE", "LOCAL", "PEERS", "REGISTRY", "STATE"
         )?;
     }
     for pull in &status.pulls {
         writeln!(
             out,
-            "{:<20} {:>10} {:>10} {:>10} {:>10}  {}",
+            "{:<20} {:>10} {:>10} {:>10} {:>10}  {:<10} {}",
             pull.digest.chars().take(19).collect::<String>(),
             HumanBytes(pull.bytes_total).to_string(),
             HumanBytes(pull.bytes.local).to_string(),
             HumanBytes(pull.bytes.peer).to_string(),
             HumanBytes(pull.bytes.origin).to_string(),
-            pull.state
+            pull.state,
+            pull.image.as_deref().unwrap_or("-")
         )?;
     }
     Ok(())

@@ -29,14 +29,14 @@ pub(super) struct Daemon {
     pub(super) store: Store,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) origin: Origin,
-    pub(super) identity: Result<Identity, Arc<IdentityError>>,
     pub(super) mesh: Mesh,
-    /// Bound already, since members are told its port.
-    pub(super) mesh_listener: Option<TcpListener>,
     pub(super) pulls: Pulls,
     pub(super) layers: Arc<Layers>,
     pub(super) containerd: Client,
 }
+
+/// This node's certificate and the mesh door's listener, bound already, since members are told its port.
+pub(super) type Entrance = Result<(Identity, TcpListener), IdentityError>;
 
 /// What every module is built with.
 pub(super) struct Build<'a> {
@@ -46,13 +46,12 @@ pub(super) struct Build<'a> {
 }
 
 impl Build<'_> {
-    pub(super) async fn daemon(&self) -> Result<Daemon, RunError> {
+    pub(super) async fn daemon(&self) -> Result<(Daemon, Entrance), RunError> {
         let mut metrics = Registry::default();
         let store = self.store()?;
         let snapshots = self.snapshots()?;
         let origin = Origin::new(modules::origin(self.settings)).map_err(RunError::Origin)?;
-        let identity = identity::load(&modules::identity(self.settings), SystemTime::now()).map_err(Arc::new);
-        let (mesh, mesh_listener) = self.mesh(identity.as_ref().ok()).await?;
+        let (mesh, entrance) = self.mesh().await?;
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
             origin: origin.clone(),
@@ -65,18 +64,9 @@ impl Build<'_> {
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
         let made = Made { containerd: &containerd, store: &store, snapshots: &snapshots, pulls: &pulls };
         let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
-        Ok(Daemon {
-            metrics: Arc::new(metrics),
-            store,
-            snapshots,
-            origin,
-            identity,
-            mesh,
-            mesh_listener,
-            pulls,
-            layers,
-            containerd,
-        })
+        let daemon =
+            Daemon { metrics: Arc::new(metrics), store, snapshots, origin, mesh, pulls, layers, containerd };
+        Ok((daemon, entrance))
     }
 
     fn store(&self) -> Result<Store, RunError> {
@@ -91,16 +81,21 @@ impl Build<'_> {
         snapshots.map(Arc::new).map_err(|source| RunError::Snapshots { path, source })
     }
 
-    async fn mesh(&self, identity: Option<&Identity>) -> Result<(Mesh, Option<TcpListener>), RunError> {
-        let listener = match identity {
-            Some(_) => Some(sockets::listen(modules::mesh_listen(self.settings), "mesh.listen").await?),
-            None => None,
+    async fn mesh(&self) -> Result<(Mesh, Entrance), RunError> {
+        let entrance = match identity::load(&modules::identity(self.settings), SystemTime::now()) {
+            Ok(identity) => {
+                let listener = sockets::listen(modules::mesh_listen(self.settings), "mesh.listen").await?;
+                Ok((identity, listener))
+            }
+            Err(error) => Err(error),
         };
-        let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let (identity, listener) =
+            entrance.as_ref().map(|(identity, listener)| (identity, listener)).ok().unzip();
+        let bound = listener.and_then(|listener| listener.local_addr().ok());
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let generation = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
         let settings = modules::mesh(self.settings, identity, bound)?;
-        Ok((Mesh::new(settings, identity.cloned(), generation), listener))
+        Ok((Mesh::new(settings, identity.cloned(), generation), entrance))
     }
 
     fn layers(&self, made: &Made<'_>, metrics: layer::Metrics) -> Arc<Layers> {

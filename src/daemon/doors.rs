@@ -2,20 +2,28 @@
 
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, UnixListener};
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Settings, build::Daemon, report::Reporter, run::RunError, sockets, upkeep};
+use super::{
+    Settings,
+    build::{Daemon, Entrance},
+    gate::{Gate, MeshDoor},
+    report::Reporter,
+    run::RunError,
+    sockets, upkeep,
+};
 use crate::{
     door::{self, admin, snapshots::Interceptor},
-    identity::{Identity, IdentityError},
     layer::{self, Layers},
 };
 
 impl Daemon {
     /// Opens the doors. The mesh door stays shut without a valid certificate.
     pub(super) async fn serve(
-        mut self,
+        self,
+        entrance: Entrance,
         settings: &Settings,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -26,8 +34,18 @@ impl Daemon {
             None => sockets::open(&run_dir.join("snapshots.sock"))?,
         };
         self.serve_snapshots(snapshots, tasks, stop);
-        let mesh_closed = self.serve_mesh(settings, tasks, stop);
-        self.serve_admin(settings, mesh_closed, tasks, stop).await?;
+        let mesh_door = Arc::default();
+        let gate = Gate {
+            settings: settings.clone(),
+            mesh: self.mesh.clone(),
+            pulls: self.pulls.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            identity: None,
+            door: Arc::clone(&mesh_door),
+        };
+        gate.begin(entrance);
+        self.serve_admin(settings, mesh_door, tasks, stop).await?;
         upkeep::start(self, tasks, stop);
         Ok(())
     }
@@ -46,44 +64,10 @@ impl Daemon {
         });
     }
 
-    /// Answers why the mesh door is closed, if it is.
-    fn serve_mesh(
-        &mut self,
-        settings: &Settings,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Option<String> {
-        let (identity, listener) = match (&self.identity, self.mesh_listener.take()) {
-            (Ok(identity), Some(listener)) => (identity.clone(), listener),
-            (Ok(_), None) => return Some("already served".to_owned()),
-            (Err(error), _) => {
-                let reason = crate::pull::chain_of(error.as_ref());
-                if mesh_wanted(settings, &self.identity) {
-                    tracing::warn!(reason, "the mesh port stays closed; this node serves itself");
-                } else {
-                    tracing::info!(reason, "the mesh port stays closed; this node serves itself");
-                }
-                return Some(reason);
-            }
-        };
-        announce("mesh", &listener);
-        let parts = door::peer::Parts {
-            identity: identity.clone(),
-            mesh: self.mesh.clone(),
-            pulls: self.pulls.clone(),
-        };
-        tasks.spawn(door::peer::serve(listener, parts, stop.clone(), tasks.clone()));
-        let mesh = self.mesh.clone();
-        let stopped = stop.clone();
-        tasks.spawn(async move { mesh.run(stopped).await });
-        tasks.spawn(upkeep::rotate(identity, stop.clone()));
-        None
-    }
-
     async fn serve_admin(
         &self,
         settings: &Settings,
-        mesh_closed: Option<String>,
+        mesh_door: Arc<Mutex<MeshDoor>>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(), RunError> {
@@ -98,8 +82,7 @@ impl Daemon {
             mesh: self.mesh.clone(),
             pulls: self.pulls.clone(),
             store: self.store.clone(),
-            mesh_closed,
-            mesh_wanted: mesh_wanted(settings, &self.identity),
+            mesh_door,
             containerd_absent,
         };
         let parts = admin::Parts {
@@ -110,24 +93,12 @@ impl Daemon {
         };
         let address = settings.listen("admin.listen").expect("the key has a default");
         let http = sockets::listen(address, "admin.listen").await?;
-        announce("admin", &http);
+        sockets::announce("admin", &http);
         let socket = sockets::open(&settings.path("node.run_dir").unwrap_or_default().join("admin.sock"))?;
         tasks.spawn(admin::serve_http(http, parts.clone(), stop.clone().cancelled_owned()));
         tasks.spawn(admin::serve_socket(socket, parts, stop.clone().cancelled_owned()));
         Ok(())
     }
-}
-
-fn announce(door: &str, listener: &TcpListener) {
-    if let Ok(addr) = listener.local_addr() {
-        tracing::info!(door, %addr, "listening");
-    }
-}
-
-/// Whether the operator means this node to be in a mesh.
-fn mesh_wanted(settings: &Settings, identity: &Result<Identity, Arc<IdentityError>>) -> bool {
-    let absent = matches!(identity, Err(error) if matches!(**error, IdentityError::Absent { .. }));
-    !absent || !settings.texts("mesh.members").is_empty()
 }
 
 /// The snapshots door asks the layers.

@@ -2,6 +2,7 @@
 
 mod build;
 mod doors;
+mod gate;
 mod modules;
 mod report;
 mod run;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::gate::MeshDoor;
 use crate::{
     door::admin::{BytesBySource, MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
     mesh::{Member, MemberState, Mesh},
@@ -16,10 +17,7 @@ pub(super) struct Reporter {
     pub(super) mesh: Mesh,
     pub(super) pulls: Pulls,
     pub(super) store: Store,
-    /// Why the mesh port is closed, if it is.
-    pub(super) mesh_closed: Option<String>,
-    /// Whether this node is meant to be in a mesh: members are named, or there is a certificate.
-    pub(super) mesh_wanted: bool,
+    pub(super) mesh_door: Arc<Mutex<MeshDoor>>,
     /// Why containerd cannot be reached, if it could not at the last look.
     pub(super) containerd_absent: Arc<Mutex<Option<String>>>,
 }
@@ -27,6 +25,7 @@ pub(super) struct Reporter {
 impl Report for Reporter {
     fn status(&self) -> Status {
         let (usage, offered) = (self.store.usage(), self.store.offered());
+        let MeshDoor { open, trouble, .. } = self.mesh_door.lock().clone();
         Status {
             node: self.mesh.me().name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -41,15 +40,14 @@ impl Report for Reporter {
                 offered_bytes: offered.bytes,
                 offered_unread: offered.unread,
             },
-            mesh: MeshLine { open: self.mesh_closed.is_none(), reason: self.mesh_closed.clone() },
+            mesh: MeshLine { open, reason: trouble },
         }
     }
 
     fn unready(&self) -> Vec<String> {
-        let closed = self.mesh_closed.iter().filter(|_| self.mesh_wanted);
-        let mesh = closed.map(|reason| format!("the mesh port is closed: {reason}"));
+        let mesh = self.mesh_door.lock().unready();
         let containerd = self.containerd_absent.lock().clone();
-        mesh.chain(containerd).collect()
+        mesh.into_iter().chain(containerd).collect()
     }
 }
 
@@ -74,7 +72,7 @@ fn pulling(status: &PullStatus) -> PullingLine {
     };
     PullingLine {
         digest: status.digest.to_string(),
-        image: None,
+        image: status.image.clone(),
         bytes_total: status.len,
         bytes: BytesBySource {
             local: status.bytes.local,

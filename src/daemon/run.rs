@@ -37,8 +37,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     on_signal(&tasks, stop.clone())?;
-    let daemon = Build { settings: &settings, tasks: &tasks, stop: &stop }.daemon().await?;
-    daemon.serve(&settings, &tasks, &stop).await?;
+    let (daemon, entrance) = Build { settings: &settings, tasks: &tasks, stop: &stop }.daemon().await?;
+    daemon.serve(entrance, &settings, &tasks, &stop).await?;
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     stop.cancelled().await;

@@ -22,6 +22,8 @@ pub enum SocketError {
     Unix { path: PathBuf, source: io::Error },
     #[error("cannot listen on {address}, which {key} names")]
     Tcp { address: SocketAddr, key: &'static str, source: io::Error },
+    #[error("cannot tell where the door listens")]
+    Address(#[source] io::Error),
     #[error("the socket that systemd gave cannot be used")]
     Given(#[source] io::Error),
 }
@@ -67,6 +69,18 @@ pub(super) fn open(path: &Path) -> Result<UnixListener, SocketError> {
 /// A listener on `address`, which the setting `key` names.
 pub(super) async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, SocketError> {
     TcpListener::bind(address).await.map_err(|source| SocketError::Tcp { address, key, source })
+}
+
+/// Where a listener really listens.
+pub(super) fn address(listener: &TcpListener) -> Result<SocketAddr, SocketError> {
+    listener.local_addr().map_err(SocketError::Address)
+}
+
+/// Says at which address a door is, which a port of 0 leaves to the kernel.
+pub(super) fn announce(door: &str, listener: &TcpListener) {
+    if let Ok(addr) = listener.local_addr() {
+        tracing::info!(door, %addr, "listening");
+    }
 }
 
 #[cfg(test)]

@@ -11,16 +11,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::build::Daemon;
 use crate::{
     containerd::Client,
-    identity::Identity,
     store::{Linked, Store, Swept},
 };
 
 /// How often the store looks at its limits: bytes that containerd has dropped on a full disk are to be free within
 /// 10 s, so that kubelet's image garbage collection sees them.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-
-/// How often the certificate files are looked at; a rotation is seen within this time.
-const RELOAD_EVERY: Duration = Duration::from_secs(10);
 
 /// Limits of the store, pulls to forget, directories of removed snapshots.
 pub(super) fn start(daemon: Daemon, tasks: &TaskTracker, stop: &CancellationToken) {
@@ -46,25 +42,6 @@ fn say(swept: &Swept) {
     for removed in &swept.removed {
         let (digest, freed) = (&removed.digest, removed.freed);
         tracing::info!(%digest, freed, why = ?removed.why, arriving = removed.partial, "blob removed");
-    }
-}
-
-/// Takes new certificates into use as they come.
-pub(super) async fn rotate(identity: Identity, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(RELOAD_EVERY);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        match identity.reload(SystemTime::now()) {
-            Ok(true) => tracing::info!(name = identity.name(), "new certificate in use"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the certificate files changed and cannot be used; the old certificate stays in use"
-            ),
-        }
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     containerd::Ingest,
     oci::Digest,
-    pull::{Pull, Want},
+    pull::{Pull, PullState, Want},
     snapshot::{Snapshots, Staging},
     store::Blob,
     unpack::{self, Built, UnpackError},
@@ -95,7 +95,12 @@ impl Order {
 
     fn want(&self) -> Want {
         let blob = &self.layer().descriptor;
-        Want { digest: blob.digest.clone(), len: blob.size, origins: self.image.origins.clone() }
+        Want {
+            digest: blob.digest.clone(),
+            len: blob.size,
+            origins: self.image.origins.clone(),
+            image: Some(self.image.title()),
+        }
     }
 }
 
@@ -296,39 +301,25 @@ impl Worker {
             permit = self.builders.acquire() => permit.expect("the semaphore is never closed"),
         };
         let tree = loop {
-            let Some(reader) = job.upgrade().map(|job| job.pull.reader()) else { return };
-            match self.build_from(&job, reader).await {
-                Some(Err(BuildError::Unpack(UnpackError::Read(_)))) if !self.stop.is_cancelled() => {
-                    // The pull failed, or replaced a piece that was read before the chain closed: once it is
-                    // proven there is nothing left to replace.
-                    let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
-                    if pull.proven().await.is_err() {
-                        break Tree::Refused { reason: "pull" };
-                    }
-                }
-                Some(Err(error)) => {
+            let start = |job: Arc<Job>| (job.pull.reader(), job.pull.status().state == PullState::Proven);
+            let Some((reader, proven)) = job.upgrade().map(start) else { return };
+            let Some(built) = self.build_from(&job, reader).await else { return };
+            let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
+            // What was built from bytes that were not proven yet counts only once they are.
+            if pull.proven().await.is_err() {
+                break Tree::Refused { reason: "pull" };
+            }
+            match built {
+                Ok(built) => return finished(&job, built),
+                // The bytes were a liar's, or a piece was replaced that had been read: the proven ones have the word.
+                Err(BuildError::Unpack(_)) if !proven => {}
+                Err(error) => {
                     let reason = error.reason();
                     if let Some(job) = job.upgrade() {
                         tracing::warn!(layer = %job.order.layer().descriptor.digest, reason, error = &error as &dyn std::error::Error, "layer tree refused");
                     }
                     break Tree::Refused { reason };
                 }
-                Some(Ok(built)) => {
-                    // What was built from bytes that were not proven yet counts only once they are.
-                    let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
-                    if pull.proven().await.is_err() {
-                        break Tree::Refused { reason: "pull" };
-                    }
-                    if let Some(job) = job.upgrade() {
-                        *job.built.lock() = Some(built);
-                        job.set_tree(Tree::Ready);
-                        if !matches!(job.progress.borrow().tree, Tree::Ready) {
-                            job.built.lock().take();
-                        }
-                    }
-                    return;
-                }
-                None => return,
             }
         };
         drop(permit);
@@ -351,6 +342,16 @@ impl Worker {
         let job = job.upgrade()?;
         let dropped = job.progress.borrow().tree == Tree::Dropped;
         (!dropped).then_some(result)
+    }
+}
+
+/// The tree stands; it goes if the layer was handed over meanwhile.
+fn finished(job: &std::sync::Weak<Job>, built: (Staging, Built)) {
+    let Some(job) = job.upgrade() else { return };
+    *job.built.lock() = Some(built);
+    job.set_tree(Tree::Ready);
+    if !matches!(job.progress.borrow().tree, Tree::Ready) {
+        job.built.lock().take();
     }
 }
 

@@ -340,8 +340,12 @@ impl Layers {
         let mut progress = job.progress();
         let stored = progress.wait_for(|progress| progress.content != Content::Pending);
         match tokio::time::timeout_at(deadline.into(), stored).await {
-            Ok(Ok(progress)) if progress.content == Content::Present => (Outcome::HandedOver, "healed"),
-            Ok(_) => (Outcome::Declined, "no_origin"),
+            Ok(Ok(progress)) => match &progress.content {
+                Content::Present => (Outcome::HandedOver, "healed"),
+                Content::Failed { reason } => (Outcome::Declined, *reason),
+                Content::Pending | Content::Unwanted => (Outcome::Declined, "unwanted"),
+            },
+            Ok(Err(_)) => unreachable!("the job is held here"),
             Err(_) => (Outcome::Declined, "budget"),
         }
     }

@@ -181,9 +181,10 @@ async fn dial_contact(
 /// Who we say that we are. Listening everywhere, we do not know under which address others reach us: the
 /// one from which we reach them is the best that a node can know by itself.
 fn myself(shared: &Shared, dialer: &Dialer) -> Member {
+    let listen = *shared.listen.lock();
     let mut view = shared.view.lock();
-    if let (true, Some(local)) = (super::advertised(&shared.settings).is_none(), dialer.local()) {
-        view.advertise(seed::join(&local.to_string(), shared.settings.listen.port()));
+    if let (true, Some(local)) = (super::advertised(&shared.settings, listen).is_none(), dialer.local()) {
+        view.advertise(seed::join(&local.to_string(), listen.port()));
     }
     view.me().clone()
 }

@@ -18,7 +18,11 @@ mod rate;
 mod seed;
 mod view;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -93,7 +97,10 @@ pub struct Mesh {
 struct Shared {
     settings: Settings,
     view: Mutex<View>,
-    connections: Option<Connections>,
+    /// Where the door listens.
+    listen: Mutex<SocketAddr>,
+    /// From the certificate on.
+    connections: OnceLock<Connections>,
     version: watch::Sender<u64>,
     /// The view has something due earlier than the loop believes.
     wake: Notify,
@@ -107,29 +114,21 @@ impl Mesh {
     /// A mesh that knows nobody yet. `identity: None` is a node alone: the mesh stays closed.
     #[must_use]
     pub fn new(settings: Settings, identity: Option<Identity>, generation: u64) -> Self {
-        let name = match &identity {
-            Some(identity) => {
-                let certified = identity.name();
-                if certified != settings.name {
-                    tracing::warn!(
-                        "this node is called `{}` but its certificate names `{certified}` first: in the mesh it is `{certified}`",
-                        settings.name
-                    );
-                }
-                certified
-            }
-            None => settings.name.clone(),
-        };
         let me = Member {
-            name,
-            address: advertised(&settings).unwrap_or_else(|| settings.listen.to_string()),
+            name: identity
+                .as_ref()
+                .map_or_else(|| settings.name.clone(), |identity| certified(&settings, identity)),
+            address: advertised(&settings, settings.listen).unwrap_or_else(|| settings.listen.to_string()),
             zone: settings.zone.clone(),
             generation,
             role: settings.role,
         };
         let shared = Shared {
             view: Mutex::new(View::new(me)),
-            connections: identity.map(|identity| Connections::new(identity, TaskTracker::new())),
+            listen: Mutex::new(settings.listen),
+            connections: identity
+                .map(|identity| Connections::new(identity, TaskTracker::new()).into())
+                .unwrap_or_default(),
             version: watch::Sender::new(0),
             wake: Notify::new(),
             turned_away: Mutex::default(),
@@ -140,10 +139,24 @@ impl Mesh {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Opens the mesh of a node that was alone until its certificate came; then comes [`Self::run`]. `listen` is
+    /// where its door listens now. A pull under way keeps the name with which it began: where the certificate
+    /// has another one, the others get nothing from that pull.
+    pub fn open(&self, identity: Identity, listen: SocketAddr) {
+        let Shared { settings, view, .. } = &*self.shared;
+        let address = advertised(settings, listen).unwrap_or_else(|| listen.to_string());
+        *self.shared.listen.lock() = listen;
+        view.lock().certified(certified(settings, &identity), address);
+        let opened = self.shared.connections.set(Connections::new(identity, TaskTracker::new()));
+        if opened.is_ok() {
+            self.shared.version.send_modify(|version| *version += 1);
+        }
+    }
+
     /// Greets the members, asks DNS again, notices who is gone; returns when `stop` is cancelled, with
     /// every connection closed.
     pub async fn run(&self, stop: CancellationToken) {
-        match &self.shared.connections {
+        match self.shared.connections.get() {
             None => stop.cancelled().await,
             Some(connections) => {
                 tokio::select! {
@@ -249,11 +262,11 @@ impl Mesh {
     }
 
     fn connections(&self) -> Result<&Connections, ConnectError> {
-        self.shared.connections.as_ref().ok_or(ConnectError::Closed)
+        self.shared.connections.get().ok_or(ConnectError::Closed)
     }
 
     fn greeted(&self, from: Member, peer_cert_name: &str) -> Result<Member, HelloError> {
-        if self.shared.connections.is_none() {
+        if self.shared.connections.get().is_none() {
             return Err(HelloError::Closed);
         }
         if from.name != peer_cert_name {
@@ -314,7 +327,7 @@ impl Shared {
     }
 
     fn forget(&self, name: &str) {
-        if let Some(connections) = &self.connections {
+        if let Some(connections) = self.connections.get() {
             connections.forget(name);
         }
     }
@@ -326,9 +339,20 @@ pub fn is_advertisable(text: &str) -> bool {
     seed::split(text).is_ok() || seed::split(&seed::join(text.trim_matches(['[', ']']), 1)).is_ok()
 }
 
-/// `host:port` under which others reach this node; `None` if only dialing can tell.
-fn advertised(settings: &Settings) -> Option<String> {
-    let listen = settings.listen;
+/// The name of the certificate, which is this node's in the mesh.
+fn certified(settings: &Settings, identity: &Identity) -> String {
+    let certified = identity.name();
+    if certified != settings.name {
+        tracing::warn!(
+            "this node is called `{}` but its certificate names `{certified}` first: in the mesh it is `{certified}`",
+            settings.name
+        );
+    }
+    certified
+}
+
+/// `host:port` under which others reach this node, whose door is at `listen`; `None` if only dialing can tell.
+fn advertised(settings: &Settings, listen: SocketAddr) -> Option<String> {
     match settings.advertise.as_deref() {
         None => (!listen.ip().is_unspecified()).then(|| listen.to_string()),
         Some(address) if seed::split(address).is_ok() => Some(address.to_ascii_lowercase()),

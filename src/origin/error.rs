@@ -85,12 +85,43 @@ impl std::fmt::Display for Said {
     }
 }
 
+/// Every word of [`OriginError::reason`].
+const REASONS: [&str; 18] = [
+    "no_origin",
+    "origin_hosts",
+    "origin_not_found",
+    "origin_unauthorized",
+    "origin_throttled",
+    "origin_unavailable",
+    "origin_refused",
+    "origin_unreachable",
+    "origin_broken",
+    "origin_stalled",
+    "origin_truncated",
+    "origin_wrong_length",
+    "origin_wrong_digest",
+    "origin_html",
+    "origin_redirects",
+    "origin_tls",
+    "origin_answer",
+    "origin_too_large",
+];
+
+/// The word for a metric that another member's reader sent, if it is one of ours.
+#[must_use]
+pub fn known_reason(word: &str) -> Option<&'static str> {
+    REASONS.into_iter().find(|known| *known == word)
+}
+
 impl OriginError {
     /// The word for a metric's `reason`.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NoOrigin { .. } => "no_origin",
+            Self::NoOrigin { source, .. } => {
+                let own = source.as_deref().filter(|source| source.is_telling());
+                own.map_or("no_origin", Self::reason)
+            }
             Self::NoEndpoint { .. } => "origin_hosts",
             Self::NotFound { .. } => "origin_not_found",
             Self::Unauthorized { .. } => "origin_unauthorized",
@@ -108,6 +139,30 @@ impl OriginError {
             Self::Tls { .. } => "origin_tls",
             Self::Answer { .. } => "origin_answer",
             Self::TooLarge { .. } => "origin_too_large",
+        }
+    }
+
+    /// Whether it says more than that the blob is not there: somebody answered, and with what.
+    pub(super) fn is_telling(&self) -> bool {
+        match self {
+            Self::NoOrigin { .. }
+            | Self::NoEndpoint { .. }
+            | Self::NotFound { .. }
+            | Self::Connect { .. }
+            | Self::Broken { .. }
+            | Self::Stalled { .. }
+            | Self::WrongLength { .. } => false,
+            Self::Unauthorized { .. }
+            | Self::Throttled { .. }
+            | Self::Unavailable { .. }
+            | Self::Refused { .. }
+            | Self::Truncated { .. }
+            | Self::WrongDigest { .. }
+            | Self::NotARegistry { .. }
+            | Self::Redirects { .. }
+            | Self::Tls { .. }
+            | Self::Answer { .. }
+            | Self::TooLarge { .. } => true,
         }
     }
 
@@ -158,5 +213,33 @@ impl OriginError {
             | Self::Answer { .. }
             | Self::TooLarge { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody_has_it(source: Option<OriginError>) -> OriginError {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        OriginError::NoOrigin { digest, tried: 1, source: source.map(Box::new) }
+    }
+
+    #[test]
+    fn the_registrys_own_answer_is_the_reason() {
+        let at = || "https://r.local/v2/a".to_owned();
+        let html = nobody_has_it(Some(OriginError::NotARegistry { at: at() }));
+        assert_eq!(html.reason(), "origin_html");
+        for source in [None, Some(OriginError::NotFound { at: at() })] {
+            assert_eq!(nobody_has_it(source).reason(), "no_origin");
+        }
+    }
+
+    #[test]
+    fn words_of_others_are_known_or_nothing() {
+        let unauthorized =
+            OriginError::Unauthorized { at: String::new(), status: 401, said: Said::default() };
+        assert_eq!(known_reason(unauthorized.reason()), Some("origin_unauthorized"));
+        assert_eq!(known_reason("<script>"), None);
     }
 }

@@ -38,7 +38,7 @@ use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
 pub use body::Body;
 pub use document::Document;
-pub use error::{Actual, Cause, NewError, OriginError, Said};
+pub use error::{Actual, Cause, NewError, OriginError, Said, known_reason};
 pub use locate::Located;
 pub use redirect::RedirectError;
 pub use rounds::Patience;

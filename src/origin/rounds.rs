@@ -141,7 +141,11 @@ impl<E: Clone> Rounds<E> {
     pub(super) fn failed_for_good(&mut self, error: OriginError) {
         self.asking = None;
         self.answering = None;
-        self.last_final = Some(error);
+        // That a guessed port has nobody behind it does not hide what another one said.
+        let told = self.last_final.as_ref().is_some_and(OriginError::is_telling);
+        if !told || error.is_telling() {
+            self.last_final = Some(error);
+        }
     }
 
     /// Full jitter: a random part of base * 2^round (AWS Architecture Blog, "Exponential Backoff And

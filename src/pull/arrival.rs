@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::{PullError, flight::News};
 use crate::{
-    piece::{PieceLayout, PieceSet},
-    store::{Arriving, Blob, ReadError},
+    piece::{Chain, PieceLayout, PieceSet},
+    store::{Arriving, Blob, CommitError, ReadError},
 };
 
 /// What has arrived, and how it ended. Writers are the flight's tasks, waiters are blocking threads.
@@ -27,6 +27,8 @@ struct State {
     arriving: Option<Arriving>,
     /// Every piece that was taken back, in order of time: whoever has read past it must start again.
     taken_back: Vec<u32>,
+    /// The chain has closed over what is here: nothing is taken back any more.
+    sealed: bool,
     end: Option<Result<Blob, Arc<PullError>>>,
 }
 
@@ -38,6 +40,13 @@ pub(super) enum Next {
     Failed(Arc<PullError>),
 }
 
+/// What became of a commit.
+pub(super) enum Commit {
+    Ended(Result<Blob, CommitError>),
+    /// The chain was run over a piece that is not here any more. Those named are news.
+    TakenBack(Vec<u32>),
+}
+
 /// Where a follower is in the list of pieces taken back.
 #[derive(Default)]
 pub(super) struct Seen(usize);
@@ -45,7 +54,8 @@ pub(super) struct Seen(usize);
 impl Arrival {
     pub(super) fn new(layout: PieceLayout, rotten: mpsc::Sender<News>) -> Self {
         let have = PieceSet::empty(layout.count());
-        let state = Mutex::new(State { have, arriving: None, taken_back: Vec::new(), end: None });
+        let state =
+            Mutex::new(State { have, arriving: None, taken_back: Vec::new(), sealed: false, end: None });
         Self { layout, state, changed: Condvar::new(), rotten }
     }
 
@@ -71,9 +81,12 @@ impl Arrival {
         self.changed.notify_all();
     }
 
-    /// The piece is not here any more.
+    /// The piece is not here any more, unless it has been proven meanwhile.
     pub(super) fn take_back(&self, index: u32) {
         let mut state = self.state.lock();
+        if state.sealed {
+            return;
+        }
         if state.have.remove(index) {
             state.taken_back.push(index);
         }
@@ -83,6 +96,32 @@ impl Arrival {
             arriving.forget(index);
         }
         self.changed.notify_all();
+    }
+
+    /// Commits what `chain` was run over by the follower at `seen`, unless a piece was taken back meanwhile: then
+    /// the chain is to be run again.
+    pub(super) fn commit(&self, chain: &Chain, seen: &Seen) -> Commit {
+        let mut state = self.state.lock();
+        if state.taken_back.len() != seen.0 {
+            return Commit::TakenBack(Vec::new());
+        }
+        state.sealed = true;
+        let arriving = state.arriving.clone().expect("the chain is made of what arrived");
+        drop(state);
+        let committed = arriving.commit(chain);
+        if !matches!(committed, Err(CommitError::Incomplete { .. })) {
+            return Commit::Ended(committed);
+        }
+        // The store has found a piece rotten while it served it.
+        let here = arriving.have();
+        let mut state = self.state.lock();
+        state.sealed = false;
+        let gone: Vec<u32> = state.have.iter().filter(|&index| !here.contains(index)).collect();
+        for &index in &gone {
+            state.have.remove(index);
+            state.taken_back.push(index);
+        }
+        Commit::TakenBack(gone)
     }
 
     pub(super) fn end(&self, end: Result<Blob, Arc<PullError>>) {

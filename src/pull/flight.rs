@@ -72,7 +72,6 @@ pub(super) enum News {
     Rotten(u32),
     /// The in-order chain stands before this piece.
     Front(u32),
-    Closed(Chain),
     Unclosed,
     Committed(Box<Result<Blob, CommitError>>),
     Disk(io::Error),
@@ -99,6 +98,7 @@ impl Flight {
         let (news, inbox) = mpsc::channel(NEWS_MAX);
         let status = PullStatus {
             digest: want.digest.clone(),
+            image: want.image.clone(),
             len: want.len,
             bytes: BySource::default(),
             arrived: 0,

@@ -38,7 +38,7 @@ use self::{flight::Flight, offered::Readings};
 use crate::{
     mesh::{Member, Mesh},
     oci::{Digest, Repository},
-    origin::{Origin, OriginError},
+    origin::{self, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
     swarm::{Trackers, tracker::Answer},
 };
@@ -78,6 +78,8 @@ pub struct Want {
     pub len: u64,
     /// Repositories that may have it; none: from the mesh only.
     pub origins: Vec<Repository>,
+    /// For operators: the image that needs it.
+    pub image: Option<String>,
 }
 
 /// The pulls of this node. Cheap to clone.
@@ -120,6 +122,8 @@ pub enum PullState {
 #[derive(Clone, Debug)]
 pub struct PullStatus {
     pub digest: Digest,
+    /// The image for which it was started, of those that need it.
+    pub image: Option<String>,
     pub len: u64,
     /// Bytes that passed their check, by where they came from. What is replaced counts twice.
     pub bytes: BySource,
@@ -161,8 +165,7 @@ impl PullError {
             Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => "no_space",
             Self::Arrive { .. } | Self::Disk { .. } | Self::Read { .. } | Self::Commit { .. } => "store",
             Self::Origin { source, .. } => source.reason(),
-            Self::Swarm { reason, .. } if reason == "no_origin" => "no_origin",
-            Self::Swarm { .. } => "origin_swarm",
+            Self::Swarm { reason, .. } => origin::known_reason(reason).unwrap_or("origin_swarm"),
             Self::WrongDigest { .. } => "wrong_digest",
             Self::Forgotten { .. } => "forgotten",
             Self::Stopped { .. } => "stopped",

@@ -3,12 +3,12 @@
 use tokio::sync::mpsc;
 
 use super::{
-    arrival::{Arrival, Next, Seen},
+    arrival::{Arrival, Commit, Next, Seen},
     flight::News,
 };
 use crate::{oci::Digest, piece::ChainBuilder};
 
-/// Follows the pieces until the chain closes or the pull ends.
+/// Follows the pieces until the chain closes and the blob is committed, or the pull ends.
 pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<News>) {
     let count = arrival.layout().count();
     let mut builder = ChainBuilder::new(digest, arrival.layout().blob_len());
@@ -16,13 +16,11 @@ pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<New
     loop {
         let index = builder.next();
         if index == count {
-            let ended = match builder.finish() {
-                Some(chain) => News::Closed(chain),
-                None => News::Unclosed,
-            };
-            let closed = matches!(ended, News::Closed(_));
-            if news.blocking_send(ended).is_err() || closed {
-                return;
+            for told in close(&builder, arrival, &seen) {
+                let committed = matches!(told, News::Committed(_));
+                if news.blocking_send(told).is_err() || committed {
+                    return;
+                }
             }
         }
         match arrival.next(index, &mut seen) {
@@ -35,5 +33,130 @@ pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<New
             Next::Rewind(piece) => builder.rewind(piece),
             Next::Failed(_) => return,
         }
+    }
+}
+
+/// The chain has been run over all pieces: what there is to tell of it.
+fn close(builder: &ChainBuilder, arrival: &Arrival, seen: &Seen) -> Vec<News> {
+    let Some(chain) = builder.finish() else { return vec![News::Unclosed] };
+    match arrival.commit(&chain, seen) {
+        Commit::Ended(committed) => vec![News::Committed(Box::new(committed))],
+        Commit::TakenBack(pieces) => pieces.into_iter().map(News::Rotten).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use super::*;
+    use crate::{
+        oci::Algorithm,
+        piece::PieceLayout,
+        store::{Arriving, Settings, Store},
+    };
+
+    /// Of all small blobs.
+    fn piece_len() -> usize {
+        usize::try_from(PieceLayout::of(1).piece_len()).unwrap()
+    }
+
+    /// Two pieces, both here.
+    struct Bench {
+        store: Store,
+        bytes: Vec<u8>,
+        digest: Digest,
+        arriving: Arriving,
+        arrival: Arc<Arrival>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new(news: &mpsc::Sender<News>) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let settings = Settings {
+                dir: dir.path().join("store"),
+                quota: Some(1 << 32),
+                keep_free: Some(0),
+                sync: false,
+                ..Settings::default()
+            };
+            let store = Store::open(settings).unwrap();
+            let bytes = vec![7; piece_len() + 5];
+            let digest = Digest::of(Algorithm::Sha256, &bytes);
+            let arriving = store.arrive(&digest, bytes.len() as u64).unwrap();
+            let arrival = Arc::new(Arrival::new(arriving.layout(), news.clone()));
+            let bench = Self { store, bytes, digest, arriving, arrival, _dir: dir };
+            assert_eq!(bench.arriving.layout().count(), 2);
+            bench.comes(0);
+            bench.comes(1);
+            bench.arrival.begin(bench.arriving.clone());
+            bench
+        }
+
+        fn comes(&self, index: u32) {
+            let piece = match index {
+                0 => &self.bytes[..piece_len()],
+                _ => &self.bytes[piece_len()..],
+            };
+            self.arriving.write(index, piece, blake3::hash(piece)).unwrap();
+            self.arrival.arrived(index);
+        }
+
+        fn is_stored_whole(&self) -> bool {
+            let blob = self.store.get(&self.digest);
+            blob.is_some_and(|blob| [blob.read(0).unwrap(), blob.read(1).unwrap()].concat() == self.bytes)
+        }
+    }
+
+    #[test]
+    fn a_piece_taken_back_after_the_chain_has_closed_runs_it_again() {
+        let (news, _inbox) = mpsc::channel(1);
+        let bench = Bench::new(&news);
+        let (mut builder, mut seen) =
+            (ChainBuilder::new(&bench.digest, bench.bytes.len() as u64), Seen::default());
+        for index in 0..2 {
+            let Next::Piece(bytes) = bench.arrival.next(index, &mut seen) else { panic!("both are here") };
+            builder.push(&bytes);
+        }
+        let chain = builder.finish().unwrap();
+        bench.arrival.take_back(0);
+        assert!(matches!(bench.arrival.commit(&chain, &seen), Commit::TakenBack(news) if news.is_empty()));
+        assert!(bench.store.get(&bench.digest).is_none());
+        assert!(matches!(bench.arrival.next(2, &mut seen), Next::Rewind(0)));
+
+        bench.comes(0);
+        assert!(matches!(bench.arrival.commit(&chain, &seen), Commit::Ended(Ok(_))));
+        // What is proven is not taken back any more.
+        bench.arrival.take_back(1);
+        assert!(bench.is_stored_whole());
+    }
+
+    #[test]
+    fn a_piece_that_rots_before_the_commit_is_fetched_again() {
+        let (news, mut inbox) = mpsc::channel(1);
+        let bench = Bench::new(&news);
+        let (arrival, digest) = (bench.arrival.clone(), bench.digest.clone());
+        let following = thread::spawn(move || follow(&arrival, &digest, &news));
+        // The queue takes one: the follower has read the first piece, and cannot close before it is heard.
+        while inbox.is_empty() {
+            thread::yield_now();
+        }
+        bench.arriving.forget(0);
+        let mut refetched = false;
+        let committed = loop {
+            let news = inbox.blocking_recv().unwrap();
+            if matches!(news, News::Rotten(0)) {
+                assert!(!std::mem::replace(&mut refetched, true), "once is enough");
+                bench.comes(0);
+            } else if let News::Committed(committed) = news {
+                break committed;
+            } else {
+                assert!(matches!(news, News::Front(_)), "nothing else happens");
+            }
+        };
+        assert!(committed.is_ok());
+        following.join().unwrap();
+        assert!(refetched && bench.is_stored_whole());
     }
 }

@@ -167,7 +167,6 @@ impl Session {
             News::Banned(name) => exchange.ban(&name),
             News::Rotten(index) => exchange.lost(index, now),
             News::Front(index) => exchange.front(index),
-            News::Closed(chain) => self.commit(chain),
             News::Unclosed => exchange.unclosed(now),
             News::Committed(committed) => {
                 let digest = self.flight.want.digest.clone();
@@ -254,20 +253,6 @@ impl Session {
             arriving.abandon();
         }
         self.end(Err(error));
-    }
-
-    /// The chain closes: nothing wrong can have got in.
-    fn commit(&mut self, chain: Chain) {
-        let hands = self.hands.clone();
-        self.tasks.spawn(async move {
-            let committed = hands.blocking(move |hands| {
-                let arriving = hands.arrival.arriving().expect("the chain is made of what arrived");
-                arriving.commit(&chain)
-            });
-            if let Some(committed) = committed.await {
-                hands.tell(News::Committed(Box::new(committed))).await;
-            }
-        });
     }
 
     fn end(&mut self, end: Result<Blob, PullError>) {

@@ -16,6 +16,7 @@ mod real_image;
 mod real_install;
 mod real_kubelet;
 mod real_layers;
+mod real_lies;
 mod real_mesh;
 mod real_origin;
 mod real_peers;

@@ -1,6 +1,13 @@
 //! Pulls that outlast their budget: containerd waits for the blob instead of fetching it, and when we cannot
 //! bring it, it fetches by itself.
 
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
 use crate::{
     lab::{
         Lab, Result,
@@ -19,6 +26,7 @@ use crate::{
 on_every_containerd!(
     a_slow_registry_is_waited_for,
     others_go_on_while_a_layer_is_held,
+    what_others_take_while_refs_are_held,
     a_cancelled_pull_is_taken_up_again,
     two_namespaces_wait_for_one_pull,
     discarded_layers_are_handed_over_too,
@@ -67,16 +75,7 @@ fn a_slow_registry_is_waited_for(lab: &Lab, containerd: Programs) {
 fn others_go_on_while_a_layer_is_held(lab: &Lab, containerd: Programs) {
     stack(lab, "slow/stack:v1");
     let small = samples::small(lab.images(), "demo/small:v1").unwrap();
-    let mut node = lab.node(&containerd).alone().start().unwrap();
-    node.pull(&lab.name("demo/small:v1")).unwrap();
-    Pulled::new(lab, &node, &small).runs(&["/bin/echo", "the sandbox image is here"]);
-    node.flotilla().stop().unwrap();
-    node.settings.set("registry", "origin_rate", "\"64KiB\"").text("containerd", "prepare_budget", "1s");
-    let settings = node.settings.clone();
-    node.flotilla().configure(&settings).unwrap();
-    start_flotilla(&mut node);
-    let mut pulling = Pulling::start(&node, &lab.name("slow/stack:v1"));
-    handed_over(&node);
+    let (node, mut pulling) = while_refs_are_held(lab, &containerd, &small);
     // The held pull cannot end while the registry sleeps; everything else must.
     lab.registry().process().signal("STOP").unwrap();
     Pulled::new(lab, &node, &small).runs(&["/bin/cat", "/etc/lab"]);
@@ -85,6 +84,69 @@ fn others_go_on_while_a_layer_is_held(lab: &Lab, containerd: Programs) {
     Pulled::new(lab, &node, &small).runs(&["/bin/cat", "/etc/lab"]);
     assert!(!pulling.is_over(), "the held pull waits");
     lab.registry().process().signal("CONT").unwrap();
+}
+
+/// A node that has `small` and the sandbox image, and a pull of the stack whose refs are held for longer than a
+/// test takes.
+fn while_refs_are_held(lab: &Lab, containerd: &Programs, small: &Published) -> (Node, Pulling) {
+    let mut node = lab.node(containerd).alone().start().unwrap();
+    node.pull(&lab.name(&small.name)).unwrap();
+    Pulled::new(lab, &node, small).runs(&["/bin/echo", "the sandbox image is here"]);
+    node.flotilla().stop().unwrap();
+    node.settings.set("registry", "origin_rate", "\"32KiB\"").text("containerd", "prepare_budget", "1s");
+    node.settings.text("containerd", "hold_idle_max", "10m").text("containerd", "hold_max", "10m");
+    let settings = node.settings.clone();
+    node.flotilla().configure(&settings).unwrap();
+    start_flotilla(&mut node);
+    let pulling = Pulling::start(&node, &lab.name("slow/stack:v1"));
+    handed_over(&node);
+    (node, pulling)
+}
+
+/// What others may take while refs are held, in the middle of several tries. It says nothing of the slowest: with eleven
+/// refs held a single container's start took up to 8 s on 1.6 and 1.7, which lock their database for each look at a
+/// held ref, and 0.3 s on 2.x (ARCHITECTURE.md, "Choices"). All tries are printed.
+const OTHERS_MAX: Duration = Duration::from_secs(2);
+
+/// An odd number, so that the one in the middle says what is usual on a machine that does other things as well.
+const TRIES: usize = 9;
+
+fn what_others_take_while_refs_are_held(lab: &Lab, containerd: Programs) {
+    stack(lab, "slow/stack:v1");
+    let small = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name(&small.name);
+    let (node, mut pulling) = while_refs_are_held(lab, &containerd, &small);
+    let ctr = |arguments: &[&str]| node.containerd.ctr(arguments).unwrap();
+    let parent = chain_ids(&small).pop().unwrap();
+    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut measure = |what, work: &dyn Fn()| {
+        let began = Instant::now();
+        work();
+        took.entry(what).or_default().push(began.elapsed());
+    };
+    for number in 0..TRIES {
+        let key = format!("quick-{number}");
+        let run = ["run", "--rm", "--snapshotter", "flotilla", &name, &key, "/bin/echo", "it runs"];
+        measure("prepare", &|| {
+            drop(ctr(&["snapshots", "--snapshotter", "flotilla", "prepare", &key, &parent]))
+        });
+        measure("remove", &|| drop(ctr(&["snapshots", "--snapshotter", "flotilla", "rm", &key])));
+        measure("container", &|| drop(ctr(&run)));
+        // Its blobs are in the store: what is pulled again is made of them.
+        measure("image removed", &|| drop(ctr(&["images", "rm", "--sync", &name])));
+        measure("image pulled", &|| drop(node.pull(&name).unwrap()));
+    }
+    let status: Value = serde_json::from_str(&node.daemon().unwrap().status().unwrap()).unwrap();
+    let images = status["pulls"].as_array().unwrap().iter().map(|pull| pull["image"].as_str().unwrap());
+    assert!(images.into_iter().any(|image| image.contains("slow/stack")), "{status}");
+    assert!(!pulling.is_over(), "the refs were held all the while");
+    for (what, times) in took {
+        let mut sorted = times.clone();
+        sorted.sort();
+        let median = sorted[TRIES / 2];
+        eprintln!("{} while refs are held: {what} {median:.2?} (in order: {times:.2?})", containerd.version);
+        assert!(median < OTHERS_MAX, "{what}: {times:?}");
+    }
 }
 
 fn a_cancelled_pull_is_taken_up_again(lab: &Lab, containerd: Programs) {

@@ -158,6 +158,8 @@ fn a_preheated_node_feeds_the_others(lab: &Lab, containerd: Programs) {
     assert_eq!(layers_sent(&lab.registry(), &image), (whole, 0));
     assert_eq!(metric(first, "flotilla_layers_total", &["outcome=\"intercepted\""]), 4);
     let status: Value = serde_json::from_str(&first.daemon().unwrap().status().unwrap()).unwrap();
+    let images: Vec<&Value> = status["pulls"].as_array().unwrap().iter().map(|pull| &pull["image"]).collect();
+    assert!(images.iter().all(|image| **image == name.as_str()), "{images:?}");
     assert_eq!((&status["store"]["blobs"], &status["store"]["bytes"]), (&4.into(), &whole.into()));
 }
 

@@ -15,6 +15,7 @@ use crate::{
         containerd::Programs,
         image::{Compression, Published},
         node::Node,
+        process::output,
         samples,
         story::tell,
     },
@@ -107,6 +108,11 @@ fn assert_store_true(lab: &Lab, node: &Node) {
     }
 }
 
+/// Layers that were left to containerd for this reason.
+fn declined(node: &Node, reason: &str) -> u64 {
+    metric(node, "flotilla_layers_total", &["outcome=\"declined\"", &format!("reason=\"{reason}\"")])
+}
+
 fn assert_whole(lab: &Lab, node: &Node, image: &Published) {
     let name = lab.name(&image.name);
     assert!(node.is_complete(&name).unwrap(), "{name}");
@@ -149,7 +155,8 @@ fn private(lab: &Lab, containerd: Programs) {
     let mut unknown = plan().setting("registry", "docker_config", &wrong).start().unwrap();
     unknown.pull(&lab.name(&image.name)).unwrap();
     line_on(&mut unknown, &image, &["blob not pulled", "refused our credentials"]);
-    line_on(&mut unknown, &image, &["outcome=\"declined\""]);
+    line_on(&mut unknown, &image, &["outcome=\"declined\"", "reason=\"origin_unauthorized\""]);
+    assert_eq!(declined(&unknown, "origin_unauthorized"), 2);
     assert_eq!(layers_sent(&lab.registry(), &image), (bytes, 2), "containerd fetched the layers by itself");
     assert_whole(lab, &unknown, &image);
 }
@@ -240,22 +247,32 @@ fn broken(lab: &Lab, containerd: Programs) {
     let registry = runtime.block_on(Registry::start());
     let mut node = behind(lab, &containerd, &registry);
     let faults = [
-        (Fault::WrongBytes, "serves other bytes than"),
-        (Fault::Html, "answered with a web page"),
-        (Fault::Longer { by: 1 }, "with the length that its manifest states"),
-        (Fault::RedirectLoop, "redirect refused"),
+        (Fault::WrongBytes, "serves other bytes than", "wrong_digest"),
+        (Fault::Html, "answered with a web page", "origin_html"),
+        (Fault::Longer { by: 1 }, "with the length that its manifest states", "no_origin"),
+        (Fault::RedirectLoop, "redirect refused", "origin_redirects"),
     ];
-    for ((fault, why), seed) in faults.into_iter().zip(71..) {
+    for ((fault, why, reason), seed) in faults.into_iter().zip(71..) {
         let image = image(lab, &format!("demo/broken{seed}:v1"), seed);
         stock(lab, &registry, &image);
         registry.heal();
         registry.switch_on(fault.clone());
         node.pull(&lab.name(&image.name)).unwrap();
         line_on(&mut node, &image, &["blob not pulled", why]);
-        line_on(&mut node, &image, &["outcome=\"declined\""]);
+        line_on(&mut node, &image, &["outcome=\"declined\"", &format!("reason=\"{reason}\"")]);
+        assert!(declined(&node, reason) >= 1, "{fault:?}");
         let noise = image.layers[1].blob.size;
         let (sent, by_containerd) = layers_sent(&lab.registry(), &image);
         assert!(sent >= noise && by_containerd >= 1, "{fault:?}: containerd fetched the layer by itself");
         assert_whole(lab, &node, &image);
     }
+    // The registry's own answer is the reason on the command line too. Busybox is here by now: adopted.
+    let image = image(lab, "demo/broken79:v1", 79);
+    stock(lab, &registry, &image);
+    registry.put_file(repository(&image), &file(lab, &image.config.digest)).unwrap();
+    let manifest = fs::read(file(lab, &image.manifest.digest)).unwrap();
+    registry.put_manifest(repository(&image), Some("v1"), &image.manifest.media_type, manifest);
+    let pull = node.daemon().unwrap().command(&["pull", "--json", &lab.name(&image.name)]);
+    let said = output(pull).unwrap_err().to_string();
+    assert_eq!(said.matches("\"reason\":\"origin_redirects\"").count(), 1, "{said}");
 }

@@ -1,9 +1,19 @@
 //! Ends and new beginnings in the middle of a pull: of containerd, and of Flotilla.
 
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::{fs, os::unix::fs::MetadataExt as _, process::Stdio};
+
+use serde_json::Value;
 
 use crate::{
-    lab::{Lab, containerd::Programs, image::Published, node::Node, samples, story::on_every_containerd},
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::Published,
+        node::Node,
+        process::output,
+        samples,
+        story::{on_every_containerd, tell},
+    },
     real_image::{Pulled, Pulling, eventually, log, start_flotilla},
 };
 
@@ -12,6 +22,11 @@ on_every_containerd!(
     flotilla_ends_in_the_middle_of_a_pull,
     containerd_starts_without_flotilla,
 );
+
+#[test]
+fn a_daemon_that_was_killed_resumes_what_it_had() {
+    tell("1.6", what_was_there_is_resumed);
+}
 
 /// How somebody ends.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +102,27 @@ fn flotilla_ends_in_the_middle_of_a_pull(lab: &Lab, containerd: Programs) {
         pulled.is_complete().is_one_copy().runs(&["/bin/stat", "/noise/7"]);
         Pulled::new(lab, &node, &small).is_complete().runs(&["/bin/cat", "/etc/lab"]);
     }
+}
+
+fn what_was_there_is_resumed(lab: &Lab, containerd: Programs) {
+    let image = large(lab, "large/resumed:v1");
+    let name = lab.name(&image.name);
+    let mut node = slow_node(lab, &containerd);
+    // Flotilla's own pull: while there is no daemon, containerd would fetch by itself.
+    let mut pull = node.daemon().unwrap().command(&["pull", &name]);
+    let mut pulling = pull.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    some_pieces_are_here(lab, &node, &image);
+    node.flotilla().kill().unwrap();
+    assert!(!pulling.wait().unwrap().success(), "the pull was over before the daemon was killed");
+    node.flotilla().start_again().unwrap();
+
+    let said = output(node.daemon().unwrap().command(&["pull", "--json", &name])).unwrap();
+    let large = &image.layers[1].blob;
+    let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let line = lines.into_iter().find(|line| line["digest"] == large.digest.as_str()).unwrap();
+    let bytes = |source: &str| line[source].as_u64().unwrap();
+    assert!(bytes("bytes_local") > 0, "nothing was resumed: {line}");
+    assert_eq!(bytes("bytes_local") + bytes("bytes_origin"), large.size, "{line}");
 }
 
 fn containerd_starts_without_flotilla(lab: &Lab, containerd: Programs) {

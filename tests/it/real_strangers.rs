@@ -25,6 +25,7 @@ use crate::{
         samples,
         story::{flotilla_program, tell},
     },
+    real_image::eventually,
     real_mesh::{bytes_from, metric},
 };
 
@@ -41,6 +42,11 @@ fn daemons_that_do_not_belong_together_say_why() {
 #[test]
 fn a_node_without_a_certificate_serves_itself() {
     tell("1.6", without_a_certificate);
+}
+
+#[test]
+fn certificates_that_come_later_open_the_mesh() {
+    tell("1.6", certificates_that_come_later);
 }
 
 /// A request that every member may make; nobody has that blob.
@@ -68,7 +74,7 @@ fn call(address: &str, name: &'static str, ca: &Path, certificate: Option<&Path>
     called.map(|_| answer).map_err(|error| explain(&error))
 }
 
-/// A node's certificate of the authority in `ca` that expired an hour ago.
+/// A node's certificate of the authority in `ca`, for the node n9, that expired an hour ago.
 fn expired(ca: &Path, dir: &Path) -> PathBuf {
     let read = |file: &str| fs::read_to_string(ca.join(file)).unwrap();
     let ca_key = KeyPair::from_pem(&read("ca-key.pem")).unwrap();
@@ -197,4 +203,69 @@ fn without_a_certificate(lab: &Lab, containerd: Programs) {
     assert_eq!((bytes_from(&node, "origin"), bytes_from(&node, "peer")), (whole, 0));
     let lines = node.flotilla().process().unwrap().lines();
     assert_eq!(lines.iter().filter(|line| line.contains("mesh port")).count(), 1, "{lines:?}");
+}
+
+/// The answer of `/readyz` once it has been 200, or 503 with these words.
+fn readyz(node: &Node, words: &str) {
+    eventually(words, || node.daemon().unwrap().get("/readyz").is_ok_and(|page| page.contains(words)));
+}
+
+fn certificates_that_come_later(lab: &Lab, containerd: Programs) {
+    let mut member = lab.crowd(&containerd, 1).unwrap().remove(0);
+    let (authority, place) = (lab.dir().join("tls"), lab.dir().join("late-tls"));
+    fs::create_dir_all(&place).unwrap();
+    let setting = |file: &str| format!("{:?}", place.join(file));
+    let plan = lab.node(&containerd).alone();
+    let (name, address) = (plan.place().0.to_owned(), plan.place().1.to_owned());
+    let mut node = plan
+        .setting("mesh", "ca", &setting("ca.pem"))
+        .setting("mesh", "cert", &setting("node.pem"))
+        .setting("mesh", "key", &setting("node-key.pem"))
+        .start()
+        .unwrap();
+    let process = |node: &mut Node, words: &str| node.flotilla().process().unwrap().wait_for(words).unwrap();
+    process(&mut node, "node.pem is absent");
+    readyz(&node, "the mesh port is closed: ");
+
+    let made = certs::node(flotilla_program(), &authority, &name, &address).unwrap();
+    let put = |from: &Path, file: &str| fs::copy(from.join(file), place.join(file)).unwrap();
+    put(&made, "ca.pem");
+    put(&made, "node.pem");
+    process(&mut node, "node-key.pem is absent: a certificate needs its key");
+    let old = expired(&authority, &lab.dir().join("old-tls"));
+    put(&old, "node.pem");
+    put(&old, "node-key.pem");
+    process(&mut node, "node.pem expired at ");
+    readyz(&node, "node.pem expired at ");
+
+    put(&made, "node.pem");
+    put(&made, "node-key.pem");
+    process(&mut node, "a valid certificate has come: the mesh opens");
+    process(&mut member, &format!("member `{name}` is here"));
+    process(&mut node, "member `n1` is here");
+    readyz(&node, "ready");
+    let status: Value = serde_json::from_str(&node.flotilla().status().unwrap()).unwrap();
+    assert_eq!(
+        (&status["mesh"]["open"], &status["mesh"]["reason"]),
+        (&true.into(), &Value::Null),
+        "{status}"
+    );
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let whole = image.layers.iter().map(|layer| layer.blob.size).sum::<u64>();
+    member.pull(&lab.name("demo/small:v1")).unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    assert_eq!((bytes_from(&node, "peer"), bytes_from(&node, "origin")), (whole, 0));
+
+    // Half a renewal changes nothing but what is said of it; the whole of it is taken into use.
+    fs::rename(&made, lab.dir().join("before-tls")).unwrap();
+    let renewed = certs::node(flotilla_program(), &authority, &name, &address).unwrap();
+    put(&renewed, "node.pem");
+    process(&mut node, "the certificate of before stays in use");
+    readyz(&node, "the mesh certificate cannot be renewed: ");
+    put(&renewed, "node-key.pem");
+    process(&mut node, "new certificate in use");
+    readyz(&node, "ready");
+    let answer =
+        call(&node.flotilla().address_of("mesh").unwrap(), "n2", &authority, Some(&renewed)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }

@@ -56,7 +56,8 @@ pub(super) fn pull(
             Ok(layers) => {
                 let started = layers.into_iter().map(|layer| {
                     let origins = vec![reference.repository.clone()];
-                    follow(pulls.start(Want { digest: layer.digest, len: layer.size, origins }))
+                    let image = Some(reference.to_string());
+                    follow(pulls.start(Want { digest: layer.digest, len: layer.size, origins, image }))
                 });
                 stream::select_all(started.collect::<Vec<_>>()).left_stream()
             }

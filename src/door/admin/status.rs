@@ -57,6 +57,6 @@ pub struct StoreLine {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MeshLine {
     pub open: bool,
-    /// Why it is closed.
+    /// Why it is closed, or why its certificate cannot be renewed.
     pub reason: Option<String>,
 }

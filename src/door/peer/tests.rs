@@ -21,7 +21,7 @@ use crate::{
     oci::{Algorithm, Digest, Repository},
     origin::Origin,
     piece::PieceLayout,
-    pull::{Metrics, Pulls, Want},
+    pull::{self, Metrics, PullState, Pulls, Want},
     store::Store,
 };
 
@@ -96,6 +96,7 @@ struct Node {
 struct Crowd {
     registry: Arc<Registry>,
     want: Want,
+    settings: pull::Settings,
     nodes: Vec<Node>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -104,6 +105,10 @@ struct Crowd {
 impl Crowd {
     /// `count` nodes that know each other, and a registry with a blob of `len` bytes.
     async fn new(count: usize, len: usize, ranges: bool) -> Self {
+        Self::with(count, len, ranges, pull::Settings::default()).await
+    }
+
+    async fn with(count: usize, len: usize, ranges: bool, settings: pull::Settings) -> Self {
         let logs =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _set_by_another_test = logs.with_test_writer().try_init();
@@ -115,9 +120,10 @@ impl Crowd {
             digest: Digest::of(Algorithm::Sha256, &registry.blob),
             len: len as u64,
             origins: vec![Repository { host: host.clone(), path: "library/test".into() }],
+            image: None,
         };
         let ca = Ca::new("mesh");
-        let mut crowd = Self { registry, want, nodes: Vec::new(), tasks, stop };
+        let mut crowd = Self { registry, want, settings, nodes: Vec::new(), tasks, stop };
         let mut listeners = Vec::new();
         for _ in 0..count {
             listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
@@ -176,7 +182,7 @@ impl Crowd {
             tasks: tasks.clone(),
             stop: stop.clone(),
             metrics: Metrics::default(),
-            settings: crate::pull::Settings::default(),
+            settings: self.settings.clone(),
         });
         let parts = Parts { identity, mesh: mesh.clone(), pulls: pulls.clone() };
         tasks.spawn(serve(listener, parts, stop.clone(), tasks.clone()));
@@ -358,5 +364,37 @@ async fn what_nobody_asks_for_is_read_when_the_node_is_idle() {
     let Node { pulls, store, .. } = &crowd.nodes[0];
     tokio::time::timeout(GUARD, pulls.read_when_idle(&crowd.want.digest)).await.expect("the node is idle");
     assert!(store.get(&crowd.want.digest).is_some());
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_whose_client_went_away_goes_on_for_whoever_comes_back() {
+    assert_eq!(pull::Settings::default().linger, Duration::from_secs(60));
+    let crowd = Crowd::new(1, 5 << 20, true).await;
+    let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
+    let mut status = pull.watch();
+    drop(pull);
+    let proven = status.wait_for(|status| status.state == PullState::Proven);
+    tokio::time::timeout(GUARD, proven).await.expect("the pull has stopped").unwrap();
+    assert!(crowd.nodes[0].store.get(&crowd.want.digest).is_some());
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_nobody_comes_back_for_ends() {
+    let linger = Duration::from_millis(300);
+    let mut crowd = Crowd::with(1, 1 << 20, true, pull::Settings { linger }).await;
+    // Whoever listens here never answers.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    crowd.want.origins = vec![Repository { host, path: "library/test".into() }];
+    let pull = crowd.nodes[0].pulls.start(crowd.want.clone());
+    let mut status = pull.watch();
+    let left_at = std::time::Instant::now();
+    drop(pull);
+    let ended = status.wait_for(|status| matches!(status.state, PullState::Failed(_)));
+    let ended = tokio::time::timeout(GUARD, ended).await.expect("it goes on").unwrap().state.clone();
+    assert_eq!(ended, PullState::Failed("forgotten"));
+    assert!(left_at.elapsed() >= linger);
     crowd.down().await;
 }

@@ -185,6 +185,12 @@ impl View {
         self.me.address = address;
     }
 
+    /// This node's certificate has come, and with it its name.
+    pub(in crate::mesh) fn certified(&mut self, name: String, address: String) {
+        self.me.name = name;
+        self.me.address = address;
+    }
+
     /// Who can be dialed now, this node included, by name.
     pub(in crate::mesh) fn live(&self) -> Vec<&Member> {
         let alive = self.members.values().filter(|entry| matches!(entry.health, Health::Alive { .. }));

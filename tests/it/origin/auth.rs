@@ -95,7 +95,7 @@ async fn wrong_and_missing_passwords_are_final_and_unprinted() {
             let error = pull(&origin, &registry, &digest, 1000).await.unwrap_err();
             let OriginError::NoOrigin { source: Some(source), .. } = &error else { panic!("{error:?}") };
             assert!(matches!(**source, OriginError::Unauthorized { .. }), "{source}");
-            assert!(error.is_final());
+            assert_eq!((error.reason(), error.is_final()), ("origin_unauthorized", true));
             assert!(!format!("{error:?} {source}").contains("wr0ng"));
             assert!(
                 registry.seen().len() <= before + 2,

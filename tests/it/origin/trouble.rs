@@ -139,7 +139,10 @@ async fn a_web_page_is_no_registry() {
     assert_eq!((error.reason(), error.is_final()), ("origin_html", true));
     let reference = format!("{}/team/app:v1", registry.host()).parse().unwrap();
     assert_eq!(origin.resolve(&reference).await.unwrap_err().reason(), "origin_html");
-    assert_eq!(origin.locate(&[team_app(&registry)], &digest, 1000).await.unwrap_err().reason(), "no_origin");
+    assert_eq!(
+        origin.locate(&[team_app(&registry)], &digest, 1000).await.unwrap_err().reason(),
+        "origin_html"
+    );
 }
 
 #[tokio::test]
@@ -151,6 +154,8 @@ async fn a_redirect_loop_ends() {
     let error = origin.read(&located, 0..1000).await.unwrap_err();
     assert_eq!(error.reason(), "origin_redirects");
     assert_eq!(registry.requests(Kind::Blob), 12, "a HEAD, the question and ten hops");
+    let error = origin.locate(&[team_app(&registry)], &digest, 1000).await.unwrap_err();
+    assert_eq!(error.reason(), "origin_redirects");
 }
 
 #[tokio::test]
