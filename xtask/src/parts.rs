@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What must be installed, by the program that shows that it is.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("runc", "runc"),
     ("docker-registry", "docker-registry"),
     ("debootstrap", "debootstrap"),
@@ -32,6 +32,7 @@ const PACKAGES: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("pip3", "python3-pip"),
     ("dpkg-deb", "dpkg"),
+    ("systemd-analyze", "systemd"),
 ];
 
 /// How one step of the setup ended.
