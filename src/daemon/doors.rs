@@ -52,7 +52,9 @@ impl Daemon {
 
     fn serve_snapshots(&self, listener: UnixListener, tasks: &TaskTracker, stop: &CancellationToken) {
         let interceptor: Arc<dyn Interceptor> = Arc::new(Intercept(Arc::clone(&self.layers)));
-        tracing::info!(door = "snapshots", addr = ?listener.local_addr().ok(), "listening");
+        if let Some(path) = listener.local_addr().ok().as_ref().and_then(|addr| addr.as_pathname()) {
+            tracing::info!(door = "snapshots", addr = %path.display(), "listening");
+        }
         let service = door::snapshots::service(Arc::clone(&self.snapshots), interceptor);
         let served = door::snapshots::serve(listener, service, stop.clone());
         let stop = stop.clone();

@@ -24,6 +24,7 @@ mod real_pull;
 mod real_restart;
 mod real_stock;
 mod real_strangers;
+mod real_systemd;
 mod registry;
 mod snapshots;
 mod systemd;

@@ -75,7 +75,7 @@ fn images(lab: &Lab) -> Vec<Published> {
 }
 
 /// All that a tar can say, in three layers.
-fn torture(lab: &Lab) -> Published {
+pub(crate) fn torture(lab: &Lab) -> Published {
     let images = lab.images();
     let layers: Vec<Layer> = [everything(), upper(), top()]
         .iter()

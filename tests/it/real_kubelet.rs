@@ -1,9 +1,8 @@
-//! kubelet with a static pod, on demand: building one takes a quarter of an hour, so `FLOTILLA_KUBELET` names one that
-//! is there.
+//! kubelet with a static pod, on demand: building one takes a quarter of an hour.
 
 use std::{
-    env, fs,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -18,7 +17,9 @@ use crate::{
         process::{PATIENCE, Process},
         samples,
         story::on_every_containerd,
+        tool,
     },
+    real_image::cgroup,
     real_layers::{came_by_flotilla, containerd_was_left_nothing, counted},
 };
 
@@ -28,8 +29,8 @@ on_every_containerd!(a_static_pod_starts);
 const LOOK_AFTER: Duration = Duration::from_millis(200);
 
 fn a_static_pod_starts(lab: &Lab, containerd: Programs) {
-    let Some(kubelet) = env::var_os("FLOTILLA_KUBELET") else {
-        eprintln!("skipped: FLOTILLA_KUBELET names no kubelet");
+    let Some(kubelet) = tool("kubelet") else {
+        eprintln!("skipped: no kubelet here; cargo xtask setup kubelet builds it where Go is");
         return;
     };
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
@@ -42,9 +43,9 @@ fn a_static_pod_starts(lab: &Lab, containerd: Programs) {
     fs::create_dir_all(dir.join("pods")).unwrap();
     fs::create_dir_all(&said).unwrap();
     write_json(&dir.join("pods/pod.json"), &pod(&lab.name(&image.name), &said));
-    write_json(&dir.join("kubelet.json"), &settings(&dir, &node.containerd.socket()));
+    write_json(&dir.join("kubelet.json"), &settings(lab, &dir, &node.containerd.socket()));
 
-    let mut command = Command::new(PathBuf::from(kubelet));
+    let mut command = Command::new(kubelet);
     command.arg("--config").arg(dir.join("kubelet.json")).arg("--root-dir").arg(dir.join("root"));
     command.args(["--hostname-override", "lab", "--cert-dir"]).arg(dir.join("certs"));
     let mut kubelet = Process::start("kubelet", command, &dir.join("kubelet.log"), lab.dir()).unwrap();
@@ -89,7 +90,7 @@ fn pod(image: &str, said: &Path) -> serde_json::Value {
 }
 
 /// A kubelet without a cluster that leaves the machine alone.
-fn settings(dir: &Path, containerd: &Path) -> serde_json::Value {
+fn settings(lab: &Lab, dir: &Path, containerd: &Path) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -104,6 +105,9 @@ fn settings(dir: &Path, containerd: &Path) -> serde_json::Value {
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "cgroupDriver": "cgroupfs",
+        // All that it runs goes into the lab's; a tree of its own, /kubepods, would be every kubelet's here.
+        "cgroupsPerQOS": false,
+        "cgroupRoot": cgroup(lab),
         "enforceNodeAllocatable": [],
         "failCgroupV1": false,
         "failSwapOn": false,

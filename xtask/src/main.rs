@@ -17,6 +17,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
   setup                        install, fetch and build what tests and demo need (cached)
+  setup kubelet                build a kubelet with Go, a quarter of an hour, for the tests with a static pod
   test [FILTER]                setup, fmt, clippy, then every test
   demo [--nodes N] [--containerd PATH] [--keep]
                                nodes in network namespaces pull one image, with Flotilla and without
@@ -30,7 +31,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let rest = arguments.get(1..).unwrap_or_default();
     let outcome = match arguments.first().map(String::as_str) {
-        Some("setup") => parts::setup().map(|_| true),
+        Some("setup") => match rest.first() {
+            Some(part) => parts::setup_of(part).map(|()| true),
+            None => parts::setup().map(|()| true),
+        },
         Some("test") => test::run(rest),
         Some("demo") => demo::run(rest),
         Some("bench") => bench::run(rest),

@@ -6,7 +6,8 @@
 //!   containerd-1.7.24/bin/
 //!   containerd-2.1.9/bin/
 //!   containerd-2.4.2/bin/         built with Go, like what follows
-//!   bin/                          crictl, critest, nerdctl
+//!   crictl-1.36.0/                crictl, and critest and nerdctl in folders like it
+//!   kubelet-1.37.2/               only after `cargo xtask setup kubelet`
 //!   demo/                         the demo's image as a registry's folder
 //! ```
 //! Nothing is ever half there: each part is made beside its place and renamed.
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// What must be installed, by the program that shows that it is.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("runc", "runc"),
     ("docker-registry", "docker-registry"),
     ("debootstrap", "debootstrap"),
@@ -32,6 +33,7 @@ const PACKAGES: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("pip3", "python3-pip"),
     ("dpkg-deb", "dpkg"),
+    ("systemd-analyze", "systemd"),
 ];
 
 /// How one step of the setup ended.
@@ -54,6 +56,18 @@ pub fn setup() -> Result<()> {
         optional(tool.name, || golang::build(tool));
     }
     step("flotilla", build)
+}
+
+/// Gets one part that is not among everything; asked for by name, it is not skipped.
+pub fn setup_of(part: &str) -> Result<()> {
+    if part != golang::KUBELET.name {
+        return Err(format!("setup takes nothing, or kubelet, not {part}").into());
+    }
+    std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
+    step(golang::KUBELET.name, || match golang::build(&golang::KUBELET)? {
+        Outcome::Skipped(why) => Err(why.into()),
+        outcome => Ok(outcome),
+    })
 }
 
 /// What the demo needs of it, without what takes Go.

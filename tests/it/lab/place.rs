@@ -14,7 +14,8 @@ pub(crate) fn cache() -> Option<PathBuf> {
     chosen.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/flotilla")))
 }
 
-/// A client that `cargo xtask setup` built, `crictl`, `critest` or `nerdctl`, where Go was there to build it.
+/// A client that `cargo xtask setup` built, `crictl`, `critest`, `nerdctl` or on demand `kubelet`, where Go was there to
+/// build it.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let folders = fs::read_dir(cache()?).ok()?.flatten().map(|entry| entry.path());
     let of_tool = |folder: &PathBuf| {

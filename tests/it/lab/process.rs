@@ -129,6 +129,11 @@ impl Process {
     /// SIGTERM, and waits for its end.
     pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal("TERM")?;
+        self.end()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(&mut self) -> Result<ExitStatus> {
         self.child.wait().map_err(|error| format!("waiting for the end of {}: {error}", self.name).into())
     }
 

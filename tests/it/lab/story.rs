@@ -59,7 +59,7 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 /// The image that CRI runs sandboxes from.
-const SANDBOX: &str = "lab/pause:1";
+pub(crate) const SANDBOX: &str = "lab/pause:1";
 
 /// A registry, a folder for nodes, and nothing left behind.
 pub(crate) struct Lab {

@@ -26,6 +26,8 @@ pub struct Tool {
     tags: &'static str,
     /// A variable of the linker that carries the version.
     version_variable: &'static str,
+    /// What a module of ours that requires it must replace.
+    replace: fn(&Tool, &Path) -> Result<()>,
 }
 
 /// Most wanted first: a setup that is cut short has the better part.
@@ -40,6 +42,7 @@ pub const TOOLS: &[Tool] = &[
         // What needs C libraries, and none of these snapshotters is used here.
         tags: "no_btrfs no_devmapper no_zfs",
         version_variable: "github.com/containerd/containerd/v2/version.Version",
+        replace: nothing,
     },
     Tool {
         name: "crictl",
@@ -50,6 +53,7 @@ pub const TOOLS: &[Tool] = &[
         test: false,
         tags: "",
         version_variable: "sigs.k8s.io/cri-tools/pkg/version.Version",
+        replace: nothing,
     },
     Tool {
         name: "critest",
@@ -60,6 +64,7 @@ pub const TOOLS: &[Tool] = &[
         test: true,
         tags: "",
         version_variable: "",
+        replace: nothing,
     },
     Tool {
         name: "nerdctl",
@@ -70,8 +75,22 @@ pub const TOOLS: &[Tool] = &[
         test: false,
         tags: "",
         version_variable: "github.com/containerd/nerdctl/v2/pkg/version.Version",
+        replace: tigron,
     },
 ];
+
+/// Built only when asked for: it takes a quarter of an hour.
+pub const KUBELET: Tool = Tool {
+    name: "kubelet",
+    folder: "kubelet-1.37.2",
+    module: "k8s.io/kubernetes",
+    version: "v1.37.2",
+    packages: &["cmd/kubelet"],
+    test: false,
+    tags: "",
+    version_variable: "k8s.io/component-base/version.gitVersion",
+    replace: staging,
+};
 
 pub fn build(tool: &Tool) -> Result<Outcome> {
     let place = cache()?.join(tool.folder);
@@ -107,12 +126,10 @@ fn in_wrapper(tool: &Tool, work: &Path) -> Result<PathBuf> {
         .map_err(|error| error.to_string())?;
     quiet(go(work).args(["mod", "init", "example.test/wrap"]))?;
     quiet(go(work).args(["mod", "edit", "-require", &format!("{}@{}", tool.module, tool.version)]))?;
-    if tool.name == "nerdctl" {
-        without_tigron(work)?;
-    }
+    (tool.replace)(tool, work)?;
     let mut flags = "-s -w".to_owned();
     if !tool.version_variable.is_empty() {
-        flags.push_str(&format!(" -X {}={}", tool.version_variable, tool.version.trim_start_matches('v')));
+        flags.push_str(&format!(" -X {}={}", tool.version_variable, tool.version));
     }
     for package in tool.packages {
         let mut build = go(work);
@@ -124,8 +141,12 @@ fn in_wrapper(tool: &Tool, work: &Path) -> Result<PathBuf> {
     Ok(bin)
 }
 
+fn nothing(_: &Tool, _: &Path) -> Result<()> {
+    Ok(())
+}
+
 /// nerdctl's test helpers require a module that exists only inside its repository.
-fn without_tigron(work: &Path) -> Result<()> {
+fn tigron(_: &Tool, work: &Path) -> Result<()> {
     let stub = work.join("tigron");
     fs::create_dir_all(stub.join("tig"))
         .and_then(|()| fs::write(stub.join("go.mod"), "module github.com/containerd/nerdctl/mod/tigron\n"))
@@ -136,8 +157,42 @@ fn without_tigron(work: &Path) -> Result<()> {
             )
         })
         .map_err(|error| format!("writing a stand-in for tigron: {error}"))?;
-    let replace = format!("github.com/containerd/nerdctl/mod/tigron={}", stub.display());
-    quiet(go(work).args(["mod", "edit", "-replace", &replace])).map(|_| ())
+    replace(work, "github.com/containerd/nerdctl/mod/tigron", &stub.display().to_string())
+}
+
+/// Kubernetes takes its own libraries from a folder of its repository, as version v0.0.0. They are also
+/// published, as v0.<minor>.<patch> of its own v1.<minor>.<patch>.
+fn staging(tool: &Tool, work: &Path) -> Result<()> {
+    let source = format!("{}@{}", tool.module, tool.version);
+    let downloaded = quiet(go(work).args(["mod", "download", "-json", &source]))?;
+    let place = downloaded.split_once("\"GoMod\": \"").and_then(|(_, rest)| rest.split('"').next());
+    let place = place.ok_or_else(|| format!("go mod download names no go.mod of {source}"))?;
+    let text = fs::read_to_string(place).map_err(|error| format!("reading {place}: {error}"))?;
+    let version = tool.version.replacen("v1.", "v0.", 1);
+    for module in of_the_repository(&text) {
+        replace(work, module, &format!("{module}@{version}"))?;
+    }
+    Ok(())
+}
+
+/// The modules that a go.mod requires as v0.0.0 or replaces by a folder, each once.
+fn of_the_repository(go_mod: &str) -> Vec<&str> {
+    let mut found: Vec<&str> = go_mod
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim_start().trim_start_matches("require ").trim_start_matches("replace ");
+            let mut words = line.split_whitespace();
+            let module = words.next()?;
+            matches!(words.next(), Some("v0.0.0" | "=>")).then_some(module)
+        })
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn replace(work: &Path, module: &str, by: &str) -> Result<()> {
+    quiet(go(work).args(["mod", "edit", "-replace", &format!("{module}={by}")])).map(|_| ())
 }
 
 /// Go at low priority, since a build takes minutes of every core.
@@ -148,4 +203,18 @@ fn go(work: &Path) -> Command {
     // The checksum database is another service; the proxy that this machine is set to is enough.
     go.env("GOSUMDB", "off");
     go
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_the_repository;
+
+    #[test]
+    fn modules_of_the_same_repository_are_found_in_every_form() {
+        let text = "module k8s.io/kubernetes\n\nrequire example.test/a v0.0.0\nrequire (\n\tk8s.io/api v0.0.0\n\t\
+                    golang.org/x/sys v0.30.0 // indirect\n\tk8s.io/cri-api v0.0.0 // indirect\n)\n\nreplace (\n\t\
+                    k8s.io/api => ./staging/src/k8s.io/api\n)\nreplace k8s.io/kubectl => ./staging/src/k8s.io/kubectl\n";
+        let found = ["example.test/a", "k8s.io/api", "k8s.io/cri-api", "k8s.io/kubectl"];
+        assert_eq!(of_the_repository(text), found);
+    }
 }
