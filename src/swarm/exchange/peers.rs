@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) pause_until: Option<Instant>,
     pub(super) wrong: u32,
     pub(super) failures: u32,
+    /// When it last gave a piece.
+    pub(super) good_at: Option<Instant>,
 }
 
 impl Peer {
@@ -81,6 +83,7 @@ impl Exchange {
             pause_until: None,
             wrong: 0,
             failures: 0,
+            good_at: None,
         });
         peer.left(&mut self.holders);
         // A new generation is a new start, but for wrong bytes.
@@ -132,6 +135,7 @@ impl Exchange {
         let was_hopeful = peer.is_hopeful();
         match outcome {
             Fetched::Good(_) => {
+                peer.good_at = Some(now);
                 peer.failures = 0;
                 peer.pause_until = None;
             }
@@ -158,6 +162,11 @@ impl Exchange {
     pub(super) fn peer_is_slow(&mut self, name: &str, now: Instant) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         let was_hopeful = peer.is_hopeful();
+        // Requests that wait behind others on a full link, or that are slow together, say no more than one.
+        let is_sending = peer.good_at.is_some_and(|at| now.duration_since(at) < SLOW_PAUSE);
+        if is_sending || peer.pause_until.is_some_and(|until| now < until) {
+            return;
+        }
         peer.failures += 1;
         peer.pause_until = Some(now + SLOW_PAUSE);
         let refused = peer.handle.filter(|_| was_hopeful && !peer.is_hopeful());
