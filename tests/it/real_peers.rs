@@ -11,6 +11,7 @@ use std::{
 use flotilla::{
     mesh::{Member, Role, hrw_rank},
     oci::{Algorithm, Digest},
+    piece::PieceLayout,
 };
 
 use crate::{
@@ -134,11 +135,12 @@ fn rot(lab: &Lab, containerd: Programs) {
     let file = fs::File::options().read(true).write(true).open(&rotting).unwrap();
     let mut byte = [0];
     let place = (1 << 20) + 12_345;
+    let piece = place / PieceLayout::of(image.layers[3].blob.size).piece_len();
     file.read_exact_at(&mut byte, place).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], place).unwrap();
 
     nodes[1].pull(&name).unwrap();
-    let said = format!("piece 1 of {digest} has rotted on disk");
+    let said = format!("piece {piece} of {digest} has rotted on disk");
     nodes[0].flotilla().process().unwrap().wait_for(&said).unwrap();
     assert_eq!(metric(&nodes[1], "flotilla_pieces_refused_total", &[]), 0, "a rotten piece was sent");
     assert_eq!(layers_sent(&lab.registry(), &image).1, 0, "containerd fetched a layer");

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     io::{self, BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -19,6 +19,8 @@ use flotilla::{
 use futures_util::{Stream, stream};
 use tempfile::TempDir;
 
+use crate::lab::containerd::{self, Programs};
+
 const LEASE: &str = "flotilla-test";
 
 /// A running containerd with root, state and socket of its own; killed on drop.
@@ -31,8 +33,8 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one; `None`, and a line that says why, if there is no containerd here.
     pub(crate) fn start() -> Option<Self> {
-        let Some(binaries) = binaries() else {
-            println!("skipped: no `containerd` and `ctr` in the PATH or in $FLOTILLA_TEST_CONTAINERD");
+        let Some(Programs { bin: binaries, .. }) = containerd::any() else {
+            println!("skipped: no containerd here; cargo xtask setup gets it where it can");
             return None;
         };
         if !rustix::process::geteuid().is_root() {
@@ -93,13 +95,6 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn binaries() -> Option<PathBuf> {
-    let named = env::var_os("FLOTILLA_TEST_CONTAINERD").map(PathBuf::from);
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = named.into_iter().chain(env::split_paths(&path));
-    folders.into_iter().find(|folder| folder.join("containerd").is_file() && folder.join("ctr").is_file())
 }
 
 /// Nothing but stores and their services.

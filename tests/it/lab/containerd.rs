@@ -38,6 +38,15 @@ pub(crate) fn find(series: &str) -> Option<Programs> {
     in_cache.last().or_else(|| at(Path::new("/usr/bin/containerd")).filter(|own| is_of(&own.version, series)))
 }
 
+/// One version for what any of them shows: the one in the folder that $FLOTILLA_TEST_CONTAINERD names, else the oldest
+/// that is here.
+pub(crate) fn any() -> Option<Programs> {
+    match std::env::var_os("FLOTILLA_TEST_CONTAINERD") {
+        Some(bin) => at(&Path::new(&bin).join("containerd")),
+        None => SERIES.into_iter().find_map(find),
+    }
+}
+
 /// The version that lies at a path, which must have `ctr` and the shim beside it.
 pub(crate) fn at(containerd: &Path) -> Option<Programs> {
     let mut version = Command::new(containerd);

@@ -24,19 +24,25 @@ use super::{
     plugin::{Plugin, rooted},
     tree::look,
 };
+use crate::lab::containerd::{self, Programs};
 
 /// Far above what containerd ever takes to start: only a broken one runs into it.
 const START_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct Containerd {
     pub(crate) socket: PathBuf,
+    programs: Programs,
     process: Child,
 }
 
 impl Containerd {
     /// Starts containerd in `dir`, where the plugin listens on `flotilla.sock`. `None`, said aloud, where
-    /// containerd is not installed.
+    /// there is no containerd.
     pub(crate) async fn start(dir: &Path) -> Option<Self> {
+        let Some(programs) = containerd::any() else {
+            eprintln!("skipped: no containerd here; cargo xtask setup gets it where it can");
+            return None;
+        };
         let at = dir.display();
         let config = format!(
             "version = 2\nroot = '{at}/cd'\nstate = '{at}/run'\n\
@@ -46,21 +52,15 @@ impl Containerd {
         );
         let file = dir.join("containerd.toml");
         std::fs::write(&file, config).unwrap();
-        let spawned = Command::new("containerd")
+        let mut process = Command::new(programs.bin.join("containerd"))
             .arg("--config")
             .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .spawn();
-        let mut process = match spawned {
-            Ok(process) => process,
-            Err(error) => {
-                eprintln!("skipped: containerd cannot be started here: {error}");
-                return None;
-            }
-        };
+            .spawn()
+            .unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
         let booted = async {
             let mut seen = Vec::new();
@@ -76,11 +76,11 @@ impl Containerd {
         // A full pipe would stop containerd.
         let tasks = TaskTracker::new();
         tasks.spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Some(Self { socket: dir.join("cd.sock"), process })
+        Some(Self { socket: dir.join("cd.sock"), programs, process })
     }
 
     async fn ctr(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = Command::new("ctr")
+        let output = Command::new(self.programs.bin.join("ctr"))
             .arg("--address")
             .arg(&self.socket)
             .args(["snapshots", "--snapshotter", "flotilla"])
