@@ -133,7 +133,7 @@ impl Hands {
             "banned: it stated wrong bytes; it is not asked again until it restarts"
         );
         self.parts.refuse("convicted", voucher);
-        self.parts.ban(&member);
+        self.parts.trackers.ban(&member);
         self.tell(News::Banned(member.name)).await;
     }
 

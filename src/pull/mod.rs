@@ -36,7 +36,7 @@ pub(crate) use self::read::chain_of;
 pub use self::{arrival::PieceReader, metrics::Metrics};
 use self::{flight::Flight, offered::Readings};
 use crate::{
-    mesh::{Member, Mesh},
+    mesh::Mesh,
     oci::{Digest, Repository},
     origin::{self, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
@@ -98,8 +98,6 @@ struct Shared {
     readings: Readings,
     buffers: Semaphore,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
-    /// Convicted members, by name and generation: a restart is another chance.
-    banned: Mutex<HashMap<String, u64>>,
 }
 
 /// Where bytes came from.
@@ -186,7 +184,7 @@ impl Pulls {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
         let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
-        let (buffers, flights, banned) = (Semaphore::new(BUFFERS), Mutex::default(), Mutex::default());
+        let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,
             origin,
@@ -199,7 +197,6 @@ impl Pulls {
             readings: Readings::new(),
             buffers,
             flights,
-            banned,
         }))
     }
 
@@ -271,14 +268,6 @@ impl Shared {
     fn refuse(&self, reason: &'static str, peer: &str) {
         let labels = metrics::Refused { reason, peer: peer.to_owned() };
         self.metrics.refused.get_or_create(&labels).inc();
-    }
-
-    fn ban(&self, member: &Member) {
-        self.banned.lock().insert(member.name.clone(), member.generation);
-    }
-
-    fn is_banned(&self, member: &Member) -> bool {
-        self.banned.lock().get(&member.name) == Some(&member.generation)
     }
 }
 

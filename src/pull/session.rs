@@ -357,7 +357,7 @@ impl Session {
         let mut banned = Vec::new();
         for event in &events {
             if let Event::Joined { member, .. } = event
-                && self.shared.is_banned(member)
+                && self.shared.trackers.is_banned(member)
             {
                 banned.push(member.name.clone());
             }

@@ -112,6 +112,10 @@ pub enum Event {
     Audit {
         each: u32,
     },
+    /// Read this piece again: an auditor says that the origin has other bytes.
+    Recheck {
+        index: u32,
+    },
     Dropped {
         voucher: Name,
     },
@@ -340,6 +344,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Lease(run) => Event::Lease(run_within(count, Some(run))?),
         Wire::Revoke(run) => Event::Revoke(run_within(count, Some(run))?),
         Wire::Audit(audit) => Event::Audit { each: audit.each },
+        Wire::Recheck(index) => Event::Recheck { index: index_below(count, index)? },
         Wire::Dropped(voucher) => Event::Dropped { voucher: name(voucher)? },
         Wire::OriginFailed(failed) => Event::OriginFailed { reason: reason(failed.reason)? },
         Wire::Lost(lost) => Event::PieceLost { handle: lost.handle, index: index_below(count, lost.index)? },
@@ -383,6 +388,7 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
         Event::Audit { each } => Wire::Audit(wire::Audit { each: *each }),
+        Event::Recheck { index } => Wire::Recheck(*index),
         Event::Dropped { voucher } => Wire::Dropped(voucher.clone()),
         Event::OriginFailed { reason } => Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() }),
     };
@@ -429,6 +435,7 @@ mod tests {
             Event::Lease(0..5),
             Event::Revoke(5..10),
             Event::Audit { each: 2 },
+            Event::Recheck { index: 4 },
             Event::Dropped { voucher: "node-3".into() },
             Event::OriginFailed { reason: "no_origin".into() },
         ];

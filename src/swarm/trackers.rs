@@ -45,6 +45,8 @@ const TICKS_PER_BEAT: u32 = 2;
 pub enum TrackError {
     #[error("this member tracks {SWARMS_MAX} swarms already")]
     Full,
+    #[error("this member has proof that `{0}` stated wrong bytes, and takes it back when it has restarted")]
+    Banned(String),
     #[error("the join is refused")]
     Join(#[from] JoinError),
 }
@@ -58,6 +60,8 @@ struct Inner {
     store: Store,
     tasks: TaskTracker,
     swarms: Mutex<HashMap<Digest, Tracked>>,
+    /// Members that this node has convicted, by name and generation: a restart is another chance.
+    banned: Mutex<HashMap<String, u64>>,
 }
 
 struct Tracked {
@@ -76,7 +80,8 @@ impl Trackers {
     /// Starts the task that keeps the time; it ends with `stop`.
     #[must_use]
     pub fn new(mesh: Mesh, store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let inner = Arc::new(Inner { mesh, store, tasks, swarms: Mutex::default() });
+        let inner =
+            Arc::new(Inner { mesh, store, tasks, swarms: Mutex::default(), banned: Mutex::default() });
         inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
         Self(inner)
     }
@@ -84,8 +89,11 @@ impl Trackers {
     /// Seats a puller. Events come in batches; an empty batch is a beat; the end is the end of the swarm.
     ///
     /// # Errors
-    /// There are too many swarms or members, or the join contradicts the swarm.
+    /// There are too many swarms or members, the puller is banned here, or the join contradicts the swarm.
     pub fn join(&self, join: &Join) -> Result<(Seat, mpsc::Receiver<Vec<Event>>), TrackError> {
+        if self.is_banned(&join.from) {
+            return Err(TrackError::Banned(join.from.name.clone()));
+        }
         let now = Instant::now();
         let mut swarms = self.0.swarms.lock();
         let has_room = swarms.len() < SWARMS_MAX;
@@ -104,6 +112,16 @@ impl Trackers {
         tracked.outboxes.insert(handle, outbox);
         tracked.deliver(now);
         Ok((Seat { trackers: self.clone(), digest: join.digest.clone(), handle }, inbox))
+    }
+
+    /// This node has proof that the member stated wrong bytes: none of its trackers takes it, no pull asks it.
+    pub fn ban(&self, member: &Member) {
+        self.0.banned.lock().insert(member.name.clone(), member.generation);
+    }
+
+    #[must_use]
+    pub fn is_banned(&self, member: &Member) -> bool {
+        self.0.banned.lock().get(&member.name) == Some(&member.generation)
     }
 
     /// Asks the members what they hold of the blob that `join` begins to track; who was asked.

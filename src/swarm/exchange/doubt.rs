@@ -62,13 +62,15 @@ impl Exchange {
         self.auditing = false;
         match found {
             Some(verdict) => self.actions.push(Action::Tell(Report::Verdict(verdict))),
-            None => {
-                let run = 0..self.layout.count();
-                let reason = "audit".to_owned();
-                self.actions.push(Action::Tell(Report::Returned { run, failure: Failure::Final, reason }));
-            }
+            None => self.not_audited(),
         }
         self.settle(now);
+    }
+
+    fn not_audited(&mut self) {
+        let run = 0..self.layout.count();
+        let reason = "audit".to_owned();
+        self.actions.push(Action::Tell(Report::Returned { run, failure: Failure::Final, reason }));
     }
 
     /// Vouchers take turns, so that a liar is found after about as many pieces as there are vouchers.
@@ -83,6 +85,18 @@ impl Exchange {
         let order = (0..longest).flat_map(turn).collect();
         self.auditing = true;
         self.actions.push(Action::Audit { order });
+    }
+
+    /// One piece of somebody else's, on which an auditor has spoken already.
+    pub(super) fn recheck(&mut self, index: u32) {
+        let claim = self.stated[index as usize].as_ref();
+        match claim.map(|claim| (index, claim.statement, claim.voucher.clone())) {
+            Some(piece) => {
+                self.auditing = true;
+                self.actions.push(Action::Audit { order: vec![piece] });
+            }
+            None => self.not_audited(),
+        }
     }
 
     /// The origin convicted `voucher`, says the tracker: what it vouched for comes again. That names nobody

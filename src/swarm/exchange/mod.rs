@@ -215,6 +215,7 @@ impl Exchange {
                 self.actions.push(Action::StopOrigin { run });
             }
             Event::Audit { each } => self.audit(each),
+            Event::Recheck { index } => self.recheck(index),
             Event::Dropped { voucher } => self.drop_vouched(&voucher),
             Event::OriginFailed { reason } => self.origin_failed = Some(reason),
         }

@@ -179,10 +179,11 @@ impl Sim {
         self.nodes[number].failed.as_deref()
     }
 
-    /// Who convicted `number` by evidence of its own.
+    /// Who convicted `number` by evidence of its own; members whom the origin lies to are not asked.
     pub(super) fn convictions(&self, number: usize) -> usize {
         let name = &self.nodes[number].name;
-        self.nodes.iter().filter(|node| node.convicted.contains(name)).count()
+        let asked = self.nodes.iter().filter(|node| node.fault != Fault::LyingReader);
+        asked.filter(|node| node.convicted.contains(name)).count()
     }
 
     /// One line of figures.

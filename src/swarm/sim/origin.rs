@@ -54,10 +54,15 @@ impl Sim {
         }
     }
 
+    /// Which bytes the origin has for this node.
+    fn lie_of(&self, number: usize) -> u32 {
+        if self.nodes[number].fault == Fault::LyingReader { number as u32 + 1 } else { 0 }
+    }
+
     fn read(&mut self, number: usize, share: f64) {
         let (now, tick) = (self.now(), self.tick);
+        let lie = self.lie_of(number);
         let node = &mut self.nodes[number];
-        let lie = if node.fault == Fault::LyingReader { number as u32 + 1 } else { 0 };
         let mut ended = Vec::new();
         for read in node.reads.iter_mut().filter(|read| read.begins <= tick) {
             read.left -= share;
@@ -85,7 +90,8 @@ impl Sim {
     }
 
     fn audit(&mut self, number: usize, share: f64) {
-        let (now, node) = (self.now(), &mut self.nodes[number]);
+        let (now, lie) = (self.now(), self.lie_of(number));
+        let node = &mut self.nodes[number];
         let Some((order, next, got)) = &mut node.audit else { return };
         *got += share;
         self.origin_bytes += share;
@@ -96,7 +102,7 @@ impl Sim {
         let (index, stated, voucher) = order[*next].clone();
         node.exchange.reading(index);
         *next += 1;
-        let verdict = match piece(index, 0) {
+        let verdict = match piece(index, lie) {
             truth if truth != stated => {
                 node.convicted.insert(voucher);
                 Some(Verdict::Differs { index, statement: truth })

@@ -1,7 +1,15 @@
 //! Finding who read wrong bytes from the origin when no chain closes and nobody has proven the blob.
 //!
-//! One member at a time reads pieces again and compares. Its verdict makes everybody forget what the voucher
-//! stated; to be named and banned takes evidence of one's own, which only the auditor has. Each member audits
+//! ```text
+//!   unclosed ──▶ audit: one member reads pieces again ──▶ clean: the next member, deeper, the origin itself
+//!                          │ a piece differs
+//!                          ▼
+//!                recheck: a third member reads that one piece ──▶ agrees with the auditor: the voucher is out
+//!                                                                 agrees with the voucher: the auditor is out
+//! ```
+//! A registry that lies to one member makes that member find everybody else's pieces wrong, in good faith: hence
+//! the third. Where there is none, the auditor's word counts. The verdict makes everybody forget what the loser
+//! stated; to be named and banned takes evidence of one's own, which only those have who read. Each member audits
 //! once, so a lying auditor costs one round.
 
 use std::{
@@ -10,7 +18,10 @@ use std::{
 };
 
 use super::{Puller, Swarm};
-use crate::swarm::message::{Event, Handle, Name, Verdict};
+use crate::{
+    piece::Statement,
+    swarm::message::{Event, Handle, Name, Verdict},
+};
 
 /// An auditor reports every piece that it has read; without a word for so long another one is asked.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -24,10 +35,28 @@ const SHALLOW: u32 = 2;
 #[derive(Default)]
 pub(super) struct Audit {
     running: Option<(Handle, Instant)>,
+    accusation: Option<Accusation>,
     done: BTreeSet<Name>,
     clean: u32,
     /// The first audits found nothing: everything is read.
     deep: bool,
+}
+
+/// An auditor's word against a voucher's, until a third has read the piece.
+struct Accusation {
+    auditor: Name,
+    voucher: Name,
+    index: u32,
+    /// What the auditor says that the origin has.
+    found: Statement,
+    /// Who could not say.
+    asked: BTreeSet<Name>,
+}
+
+impl Accusation {
+    fn concerns(&self, name: &Name) -> bool {
+        self.auditor == *name || self.voucher == *name || self.asked.contains(name)
+    }
 }
 
 impl Audit {
@@ -50,11 +79,15 @@ impl Audit {
         }
     }
 
-    /// The auditor could not read the origin; whether it was the auditor.
+    /// The auditor is through, or could not read the origin; whether it was the auditor.
     pub(super) fn returned(&mut self, handle: Handle, members: &BTreeMap<Handle, Puller>) -> bool {
         let ended = self.running.take_if(|(auditor, _)| *auditor == handle).is_some();
         if ended && let Some(puller) = members.get(&handle) {
-            self.done.insert(puller.member.name.clone());
+            let name = puller.member.name.clone();
+            match &mut self.accusation {
+                Some(accusation) => accusation.asked.insert(name),
+                None => self.done.insert(name),
+            };
         }
         ended
     }
@@ -69,49 +102,91 @@ impl Swarm {
             }
             self.audit.returned(auditor, &self.members);
         }
+        if self.audit.accusation.is_some() {
+            return self.seek_third(now);
+        }
         let wanted = self.members.values().any(|puller| puller.unclosed);
         let proven = self.members.values().any(|puller| puller.whole);
         if !wanted || proven {
             return;
         }
-        let candidate = self
-            .members
-            .iter()
-            .filter(|(handle, p)| self.may_read(**handle) && !self.audit.done.contains(&p.member.name))
-            .min_by_key(|(handle, puller)| (!puller.unclosed, puller.read, **handle))
-            .map(|(&handle, _)| handle);
-        match candidate {
-            Some(handle) => {
-                self.audit.running = Some((handle, now));
-                let each = if self.audit.deep { u32::MAX } else { SHALLOW };
-                self.tell(handle, Event::Audit { each });
-            }
+        let each = if self.audit.deep { u32::MAX } else { SHALLOW };
+        match self.auditor_but(|name| self.audit.done.contains(name)) {
+            Some(handle) => self.send_to_audit(handle, Event::Audit { each }, now),
             None if self.audit.deepen() => self.seek_auditor(now),
             None => self.blame_origin(now),
         }
     }
 
+    fn seek_third(&mut self, now: Instant) {
+        let Some(accusation) = &self.audit.accusation else { return };
+        match self.auditor_but(|name| accusation.concerns(name)) {
+            Some(third) => self.send_to_audit(third, Event::Recheck { index: accusation.index }, now),
+            None => {
+                let convicted = accusation.voucher.clone();
+                self.convict(&convicted);
+            }
+        }
+    }
+
+    /// Who is to read again: somebody who waits for it, and has read least by itself.
+    fn auditor_but(&self, out: impl Fn(&Name) -> bool) -> Option<Handle> {
+        self.members
+            .iter()
+            .filter(|(handle, puller)| self.may_read(**handle) && !out(&puller.member.name))
+            .min_by_key(|(handle, puller)| (!puller.unclosed, puller.read, **handle))
+            .map(|(&handle, _)| handle)
+    }
+
+    fn send_to_audit(&mut self, handle: Handle, order: Event, now: Instant) {
+        self.audit.running = Some((handle, now));
+        self.tell(handle, order);
+    }
+
     pub(super) fn verdict(&mut self, handle: Handle, verdict: Verdict) {
+        let Some(name) = self.members.get(&handle).map(|puller| puller.member.name.clone()) else { return };
         if !self.audit.returned(handle, &self.members) {
             return;
+        }
+        if let Some(accusation) = &self.audit.accusation {
+            let loser = match verdict {
+                Verdict::Clean => accusation.auditor.clone(),
+                Verdict::Differs { index, statement }
+                    if (index, statement) == (accusation.index, accusation.found) =>
+                {
+                    accusation.voucher.clone()
+                }
+                // A third version: somebody else is asked.
+                Verdict::Differs { .. } => return,
+            };
+            return self.convict(&loser);
         }
         match verdict {
             Verdict::Clean => self.audit.clean += 1,
             Verdict::Differs { index, statement } => {
                 let stated = self.pieces[index as usize].stated.clone();
                 let Some((_, voucher)) = stated.filter(|(known, _)| *known != statement) else { return };
-                tracing::warn!(%voucher, piece = index, "swarm: an audit found other bytes at the origin");
-                if let Some(voucher) = self.handle_of(&voucher) {
-                    self.discredit(voucher);
-                }
-                self.discredited.insert(voucher.clone());
-                self.drop_vouched(&voucher);
+                tracing::info!(auditor = %name, %voucher, piece = index, "swarm: an audit found other bytes at the origin");
+                let asked = BTreeSet::new();
+                self.audit.accusation =
+                    Some(Accusation { auditor: name, voucher, index, found: statement, asked });
             }
         }
         if self.audit.clean >= CLEAN_MAX && !self.audit.deepen() {
             let now = self.unfinished_at;
             self.blame_origin(now);
         }
+    }
+
+    /// What `name` vouched for is not what the origin has for the others.
+    fn convict(&mut self, name: &Name) {
+        self.audit.accusation = None;
+        tracing::warn!(member = %name, "swarm: the origin has other bytes for the others than for this member");
+        if let Some(handle) = self.handle_of(name) {
+            self.discredit(handle);
+        }
+        self.discredited.insert(name.clone());
+        self.drop_vouched(name);
     }
 
     fn blame_origin(&mut self, now: Instant) {

@@ -110,9 +110,10 @@ impl Swarm {
     pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
         let Some(puller) = self.members.get_mut(&handle) else { return };
         puller.refused_by.insert(by);
-        let refusers = puller.refused_by.len();
+        let (refusers, name) = (puller.refused_by.len(), puller.member.name.clone());
         let unfinished = self.members.iter().filter(|(h, p)| **h != handle && !p.whole).count();
         if refusers >= REFUSERS.min(unfinished) {
+            tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
             self.discredit(handle);
         }
     }
@@ -122,7 +123,6 @@ impl Swarm {
     pub(super) fn discredit(&mut self, handle: Handle) {
         let Some(puller) = self.members.get(&handle) else { return };
         let name = puller.member.name.clone();
-        tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
         self.remove(handle);
         self.discredited.insert(name);
     }
