@@ -46,6 +46,8 @@ pub(super) struct Session {
     dialing: Option<AbortHandle>,
     line_number: u64,
     redial: bool,
+    /// Announcements that a large swarm's tracker gets with the next tick.
+    unsaid: Vec<Report>,
     avoided: HashMap<String, Instant>,
     chain: Option<Arc<Chain>>,
     origin_error: Option<Arc<OriginError>>,
@@ -89,6 +91,7 @@ impl Session {
             dialing: None,
             line_number: 0,
             redial: false,
+            unsaid: Vec::new(),
             avoided: HashMap::new(),
             chain,
             origin_error: None,
@@ -201,11 +204,15 @@ impl Session {
     }
 
     fn act(&mut self, now: Instant) {
-        let mut reports = Vec::new();
+        let mut reports = std::mem::take(&mut self.unsaid);
         for action in self.exchange.take_actions() {
             self.perform(action, &mut reports);
         }
-        if !reports.is_empty() {
+        // The tracker of a large swarm passes on in batches, and would drown in single announcements.
+        if self.exchange.is_in_large_swarm() && reports.iter().all(|report| matches!(report, Report::Held(_)))
+        {
+            self.unsaid = reports;
+        } else if !reports.is_empty() {
             self.say(reports, now);
         }
     }
@@ -294,8 +301,9 @@ impl Session {
         if self.avoided.len() < avoided {
             self.reconsider();
         }
-        if self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
-            self.say(Vec::new(), now);
+        if !self.unsaid.is_empty() || self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
+            let reports = std::mem::take(&mut self.unsaid);
+            self.say(reports, now);
         }
         self.exchange.tick(now);
     }
@@ -329,6 +337,8 @@ impl Session {
     fn line_open(&mut self, line: Line) {
         if line.number == self.line_number {
             self.line = Some(line);
+            // All that is here is announced anew.
+            self.unsaid.clear();
             self.exchange.joined();
         }
     }

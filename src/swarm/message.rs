@@ -108,6 +108,11 @@ pub enum Event {
     },
     Lease(Run),
     Revoke(Run),
+    /// The swarm is large: announcements are to come in batches.
+    Large,
+    /// Bring this into the zone: from members of other zones, too.
+    Import(Run),
+    ImportOver(Run),
     /// Read again, at most so many pieces of each voucher.
     Audit {
         each: u32,
@@ -343,6 +348,9 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Whole(handle) => Event::Whole { handle },
         Wire::Lease(run) => Event::Lease(run_within(count, Some(run))?),
         Wire::Revoke(run) => Event::Revoke(run_within(count, Some(run))?),
+        Wire::Large(_) => Event::Large,
+        Wire::Import(run) => Event::Import(run_within(count, Some(run))?),
+        Wire::ImportOver(run) => Event::ImportOver(run_within(count, Some(run))?),
         Wire::Audit(audit) => Event::Audit { each: audit.each },
         Wire::Recheck(index) => Event::Recheck { index: index_below(count, index)? },
         Wire::Dropped(voucher) => Event::Dropped { voucher: name(voucher)? },
@@ -387,6 +395,9 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::PieceLost { handle, index } => Wire::Lost(wire::PieceLost { handle: *handle, index: *index }),
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
+        Event::Large => Wire::Large(wire::Large {}),
+        Event::Import(run) => Wire::Import(wire_run(run)),
+        Event::ImportOver(run) => Wire::ImportOver(wire_run(run)),
         Event::Audit { each } => Wire::Audit(wire::Audit { each: *each }),
         Event::Recheck { index } => Wire::Recheck(*index),
         Event::Dropped { voucher } => Wire::Dropped(voucher.clone()),
@@ -434,6 +445,9 @@ mod tests {
             Event::Whole { handle: 3 },
             Event::Lease(0..5),
             Event::Revoke(5..10),
+            Event::Large,
+            Event::Import(3..4),
+            Event::ImportOver(3..4),
             Event::Audit { each: 2 },
             Event::Recheck { index: 4 },
             Event::Dropped { voucher: "node-3".into() },

@@ -152,8 +152,56 @@ fn who_comes_late_lives_from_the_crowd() {
 }
 
 #[test]
-fn two_zones_with_a_thin_link_between_them_both_complete() {
-    let sim = run(Plan::cold(1, CROWD, 40).two_zones(0.5));
-    assert_eq!(sim.finished(), CROWD);
-    assert!(sim.origin_copies() < 1.01, "{}", sim.origin_copies());
+fn each_zone_is_fed_once_over_a_thin_link_and_none_starves() {
+    for seed in SEEDS {
+        for link in [0.25, 1.0] {
+            let sim = run(Plan::cold(seed, CROWD, 40).two_zones(link));
+            assert_eq!(sim.finished(), CROWD);
+            assert!(sim.origin_copies() < 1.01, "{}", sim.origin_copies());
+            // What the origin gave to one zone the other imports: all in all one copy, both ways together.
+            assert!(sim.cross_copies() < 1.1, "{}", sim.cross_copies());
+            // Half of the blob over the thin link, each way.
+            assert!(sim.makespan() < COLD_MAX * (0.5 / link).max(1.0) + 0.2, "{}", sim.makespan());
+        }
+    }
+}
+
+#[test]
+fn an_importer_that_stalls_or_dies_starves_no_zone() {
+    for fault in [|plan: &Plan| Fault::Dies(plan.at(1.0)), |plan: &Plan| Fault::Stalls(plan.at(1.0))] {
+        for number in [3, 5] {
+            let plan = Plan::cold(1, CROWD, 40).two_zones(0.5);
+            let fault = fault(&plan);
+            let sim = run(plan.fault(number, fault));
+            assert_eq!(sim.finished(), CROWD - 1);
+            assert!(sim.cross_copies() < 1.3, "{}", sim.cross_copies());
+        }
+    }
+}
+
+#[test]
+fn a_hundred_nodes_take_hardly_longer_than_eight() {
+    let sim = run(Plan::cold(1, 100, BLOB_MIB));
+    assert_eq!(sim.finished(), 100);
+    assert!(sim.origin_copies() < 1.02, "{}", sim.origin_copies());
+    assert!(sim.makespan() < 1.6, "{}", sim.makespan());
+}
+
+#[test]
+#[ignore = "a minute; `cargo test thousand -- --ignored`"]
+fn a_thousand_nodes_complete_from_one_copy() {
+    let sim = run(Plan::cold(1, 1000, 40));
+    assert_eq!(sim.finished(), 1000);
+    assert!(sim.origin_copies() < 1.05, "{}", sim.origin_copies());
+}
+
+#[test]
+fn full_queues_on_every_link_cost_little() {
+    for (delay, most) in [(20, 1.1), (50, 1.17)] {
+        for seed in SEEDS {
+            let sim = run(Plan::cold(seed, CROWD, BLOB_MIB).delay(delay));
+            assert_eq!(sim.finished(), CROWD);
+            assert!(sim.makespan() < most, "{}", sim.makespan());
+        }
+    }
 }

@@ -16,9 +16,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Door;
 use crate::{mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError};
 
-/// Uploads at a time: finishing a few fast doubles the supply each round, and six keep the link full when some
-/// receivers are busy with others: in the simulation of 16 nodes 4 and 8 are both slower.
-pub(super) const SLOTS: usize = 6;
+/// Uploads at a time: enough that a link with a queue stays full while some receivers are busy with others. In the
+/// simulation of 8 nodes with 50 ms of queue the makespan is 1.15 x F/B with 8 or 12, 1.17 with 6 and 1.24 with 4.
+pub(super) const SLOTS: usize = 12;
 /// How long a request waits for a slot before it is told to look elsewhere: so that a slot never stands empty
 /// while somebody wants it, and nobody waits while a piece is free elsewhere by now.
 const SLOT_WAIT: Duration = Duration::from_millis(30);

@@ -67,10 +67,13 @@ pub struct Exchange {
     stated: Vec<Option<Claim>>,
     peers: BTreeMap<Name, Peer>,
     handles: BTreeMap<Handle, Name>,
-    /// How many members that are not whole hold each piece.
+    /// How many members of this zone that are not whole hold each piece.
     holders: Vec<u32>,
     requests: BTreeMap<u32, Vec<Request>>,
     leases: Vec<Run>,
+    /// What members of other zones may be asked for.
+    imports: PieceSet,
+    is_in_large_swarm: bool,
     chain: ChainState,
     ask_sponsor: BTreeSet<u32>,
     suspects: Vec<(u32, Claim)>,
@@ -113,6 +116,8 @@ impl Exchange {
             holders: vec![0; count as usize],
             requests: BTreeMap::new(),
             leases: Vec::new(),
+            imports: PieceSet::empty(count),
+            is_in_large_swarm: false,
             chain,
             ask_sponsor: BTreeSet::new(),
             suspects: Vec::new(),
@@ -149,6 +154,12 @@ impl Exchange {
         self.peers.get(name).map(|peer| &peer.member)
     }
 
+    /// Whether the tracker wants announcements in batches.
+    #[must_use]
+    pub fn is_in_large_swarm(&self) -> bool {
+        self.is_in_large_swarm
+    }
+
     /// What to say first to a tracker.
     #[must_use]
     pub fn join(&self) -> Join {
@@ -170,6 +181,8 @@ impl Exchange {
         }
         self.handles.clear();
         self.stated.fill(None);
+        self.imports = PieceSet::empty(self.layout.count());
+        self.is_in_large_swarm = false;
         self.origin_failed = None;
         if self.proven {
             return;
@@ -214,10 +227,19 @@ impl Exchange {
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::StopOrigin { run });
             }
+            Event::Large => self.is_in_large_swarm = true,
+            Event::Import(run) => self.import(run, true),
+            Event::ImportOver(run) => self.import(run, false),
             Event::Audit { each } => self.audit(each),
             Event::Recheck { index } => self.recheck(index),
             Event::Dropped { voucher } => self.drop_vouched(&voucher),
             Event::OriginFailed { reason } => self.origin_failed = Some(reason),
+        }
+    }
+
+    fn import(&mut self, run: Run, ours: bool) {
+        for index in run {
+            let _was = if ours { self.imports.insert(index) } else { self.imports.remove(index) };
         }
     }
 
@@ -231,8 +253,7 @@ impl Exchange {
         }
     }
 
-    /// A request to a peer ended.
-    pub fn fetched(&mut self, peer: &str, index: u32, outcome: Fetched, now: Instant) {
+    fn request_ended(&mut self, peer: &str, index: u32) -> Option<Instant> {
         let requests = self.requests.entry(index).or_default();
         let request = requests.iter().position(|request| request.peer == peer);
         let began = request.map(|position| requests.swap_remove(position).at);
@@ -240,6 +261,12 @@ impl Exchange {
             self.requests.remove(&index);
             self.note(index);
         }
+        began
+    }
+
+    /// A request to a peer ended.
+    pub fn fetched(&mut self, peer: &str, index: u32, outcome: Fetched, now: Instant) {
+        let began = self.request_ended(peer, index);
         if let (Fetched::Good(_), Some(began)) = (outcome, began) {
             self.piece_time = (self.piece_time * 7 + now.duration_since(began)) / 8;
         }

@@ -22,6 +22,8 @@ const OUT_FOR: Duration = Duration::from_secs(10);
 
 pub(super) struct Peer {
     pub(super) member: Member,
+    /// In another zone: asked only for what is to be brought into ours.
+    pub(super) is_far: bool,
     /// The tracker's number, while the member is in its swarm.
     pub(super) handle: Option<Handle>,
     pub(super) has: PieceSet,
@@ -52,7 +54,7 @@ impl Peer {
 
     /// It is in no tracker's list any more; what is known of its manners stays.
     pub(super) fn left(&mut self, holders: &mut [u32]) {
-        for index in self.has.iter() {
+        for index in self.has.iter().filter(|_| !self.is_far) {
             holders[index as usize] -= 1;
         }
         self.has = PieceSet::empty(self.has.count());
@@ -61,7 +63,7 @@ impl Peer {
     }
 
     pub(super) fn loses(&mut self, index: u32, holders: &mut [u32]) {
-        if self.has.remove(index) {
+        if self.has.remove(index) && !self.is_far {
             holders[index as usize] -= 1;
         }
     }
@@ -74,8 +76,10 @@ impl Exchange {
         }
         self.handles.insert(handle, member.name.clone());
         let count = self.layout.count();
+        let is_far = self.setting.me.zone.is_some() && self.setting.me.zone != member.zone;
         let peer = self.peers.entry(member.name.clone()).or_insert_with(|| Peer {
             member: member.clone(),
+            is_far,
             handle: None,
             has: PieceSet::empty(count),
             whole: false,
@@ -105,7 +109,7 @@ impl Exchange {
     pub(super) fn peer_has(&mut self, handle: Handle, pieces: &[u32]) {
         let Some(peer) = self.handles.get(&handle).and_then(|name| self.peers.get_mut(name)) else { return };
         for &index in pieces {
-            if peer.has.insert(index) {
+            if peer.has.insert(index) && !peer.is_far {
                 self.holders[index as usize] += 1;
             }
         }

@@ -6,7 +6,7 @@ use super::{Fault, LINK, Message, Sim, node::Upload, piece};
 use crate::swarm::exchange::{Check, Fetched};
 
 /// As the peer door has them.
-const SLOTS: usize = 6;
+const SLOTS: usize = 12;
 const SLOT_WAIT: Duration = Duration::from_millis(30);
 /// A request without a byte for so long is called slow, and fails after so long, as in the shell.
 const SLOW: Duration = Duration::from_millis(500);

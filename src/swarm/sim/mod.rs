@@ -295,6 +295,7 @@ impl Sim {
             let node = &mut self.nodes[number];
             node.line = Some((tracker, handle));
             node.heard_at = self.tick;
+            node.unsaid.clear();
             node.exchange.joined();
         }
     }
@@ -318,7 +319,8 @@ impl Sim {
     }
 
     fn send(&mut self, message: Message) {
-        self.messages.entry(self.tick + 1).or_default().push(message);
+        let delay = self.ticks(self.plan.delay);
+        self.messages.entry(self.tick + delay).or_default().push(message);
     }
 
     /// What the trackers have to say, in one batch a member.

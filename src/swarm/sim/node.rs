@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Fault, Message, Plan, Sim, origin::Read, piece};
+use super::{Fault, Message, Plan, SHELL_TICK, Sim, origin::Read, piece};
 use crate::{
     mesh::{Member, Role},
     oci::{Algorithm, Digest},
     piece::{PieceLayout, Statement},
     swarm::{
         exchange::{Action, Check, Exchange, Setting},
-        message::Handle,
+        message::{Handle, Report},
     },
 };
 
@@ -37,6 +37,8 @@ pub(super) struct Node {
     pub(super) waiting: VecDeque<Upload>,
     pub(super) reads: Vec<Read>,
     pub(super) audit: Option<Auditing>,
+    /// Announcements that wait for the shell's tick.
+    pub(super) unsaid: Vec<Report>,
     pub(super) unclosed: bool,
     pub(super) finished: Option<u64>,
     pub(super) failed: Option<String>,
@@ -59,7 +61,7 @@ impl Node {
         let me = Member {
             name: name.clone(),
             address: format!("{name}:7442"),
-            zone: (node.zone > 0).then(|| format!("zone-{}", node.zone)),
+            zone: plan.zone_link.is_finite().then(|| format!("zone-{}", node.zone)),
             generation: 1,
             role: Role::Peer,
         };
@@ -89,6 +91,7 @@ impl Node {
             waiting: VecDeque::new(),
             reads: Vec::new(),
             audit: None,
+            unsaid: Vec::new(),
             unclosed: false,
             finished: node.seeded.then_some(0),
             failed: None,
@@ -117,7 +120,7 @@ impl Node {
 
 impl Sim {
     pub(super) fn act(&mut self, number: usize) {
-        let mut reports = Vec::new();
+        let mut reports = std::mem::take(&mut self.nodes[number].unsaid);
         let frozen = self.nodes[number].is_frozen(self.tick);
         for action in self.nodes[number].exchange.take_actions() {
             if frozen {
@@ -153,7 +156,12 @@ impl Sim {
                 Action::Fail { reason } => node.failed = Some(reason),
             }
         }
-        if let Some((tracker, handle)) = self.nodes[number].line
+        let waits = self.nodes[number].exchange.is_in_large_swarm()
+            && !self.tick.is_multiple_of(self.ticks(SHELL_TICK))
+            && reports.iter().all(|report| matches!(report, Report::Held(_)));
+        if waits {
+            self.nodes[number].unsaid = reports;
+        } else if let Some((tracker, handle)) = self.nodes[number].line
             && !reports.is_empty()
             && self.nodes[number].alive
         {

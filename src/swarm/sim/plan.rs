@@ -37,6 +37,9 @@ pub(in crate::swarm) struct Plan {
     pub(in crate::swarm) seed: u64,
     pub(in crate::swarm) blob_len: u64,
     pub(in crate::swarm) tick: Duration,
+    /// Between sending a message or asking for a piece, and its arrival; and the same again until bytes that were sent
+    /// are there. On a full link that is what its queue holds.
+    pub(in crate::swarm) delay: Duration,
     pub(in crate::swarm) nodes: Vec<NodePlan>,
     /// The origin's link over a node's.
     pub(in crate::swarm) origin_link: f64,
@@ -56,6 +59,7 @@ impl Plan {
             seed,
             blob_len: blob_mib << 20,
             tick: Duration::from_millis(if nodes > 200 { 5 } else { 2 }),
+            delay: Duration::ZERO,
             nodes: vec![node; nodes],
             origin_link: 1.0,
             origin_delay: Duration::from_millis(4),
@@ -71,6 +75,11 @@ impl Plan {
 
     pub(in crate::swarm) fn origin_link(mut self, share: f64) -> Self {
         self.origin_link = share;
+        self
+    }
+
+    pub(in crate::swarm) fn delay(mut self, millis: u64) -> Self {
+        self.delay = Duration::from_millis(millis);
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{REFUSERS, Swarm};
+use super::{REFUSERS, Swarm, zones::ZoneId};
 use crate::{
     piece::PieceSet,
     swarm::message::{Event, Handle, Held, Name},
@@ -13,25 +13,28 @@ impl Swarm {
         let Some(puller) = self.members.remove(&handle) else { return };
         self.polled.remove(&puller.member.name);
         self.release_all(handle);
+        self.release_imports(handle);
         for index in puller.have.iter() {
-            self.less_one_holder(index);
+            self.less_one_holder(puller.zone, index);
         }
         self.audit.left(handle);
-        self.tell_others(handle, &Event::Gone { handle });
+        self.forget_member(handle, &puller.hears, &puller.heard_by);
     }
 
-    pub(super) fn less_one_holder(&mut self, index: u32) {
+    fn less_one_holder(&mut self, zone: ZoneId, index: u32) {
         let piece = &mut self.pieces[index as usize];
         piece.holders -= 1;
         if piece.holders == 0 {
             piece.stated = None;
             self.spread(index);
         }
+        self.zone_loses(zone, index);
     }
 
-    fn one_more_holder(&mut self, index: u32) {
+    fn one_more_holder(&mut self, zone: ZoneId, index: u32) {
         self.pieces[index as usize].holders += 1;
         self.spread(index);
+        self.zone_gains(zone, index);
     }
 
     /// The piece is with nobody, or with more than its reader.
@@ -49,7 +52,10 @@ impl Swarm {
             let name = puller.member.name.clone();
             self.polled.remove(&name);
         }
-        let name = self.puller(handle).member.name.clone();
+        let (name, zone) = {
+            let puller = self.puller(handle);
+            (puller.member.name.clone(), puller.zone)
+        };
         if self.discredited.contains(&held.voucher) {
             return;
         }
@@ -61,11 +67,11 @@ impl Swarm {
             Some(_) => {}
             None => {
                 piece.stated = Some((held.statement, held.voucher.clone()));
-                self.tell_others(handle, &Event::Stated(held.clone()));
+                self.tell_stated(held.clone());
             }
         }
         if self.puller(handle).have.insert(index) {
-            self.one_more_holder(index);
+            self.one_more_holder(zone, index);
             if held.voucher == name {
                 let is_new = self.pieces[index as usize].holders == 1;
                 let puller = self.puller(handle);
@@ -73,9 +79,10 @@ impl Swarm {
                 puller.unspread += u32::from(is_new);
                 self.pieces[index as usize].unspread = is_new.then_some(handle);
             }
-            self.tell_others(handle, &Event::Arrived { handle, pieces: vec![index] });
+            self.tell_arrived(handle, index);
         }
         self.progress(handle, index, now);
+        self.import_progress(handle, index, now);
     }
 
     pub(super) fn whole(&mut self, handle: Handle) {
@@ -89,20 +96,23 @@ impl Swarm {
         puller.to_announce = 0;
         let missing: Vec<u32> = puller.have.missing().collect();
         puller.have = PieceSet::full(count);
-        let name = puller.member.name.clone();
+        let (name, zone) = (puller.member.name.clone(), puller.zone);
         self.polled.remove(&name);
         for index in missing {
-            self.one_more_holder(index);
+            self.one_more_holder(zone, index);
         }
-        self.tell_others(handle, &Event::Whole { handle });
+        self.fresh.remove(&handle);
+        self.tell_hearers(handle, &Event::Whole { handle });
     }
 
     pub(super) fn lost(&mut self, handle: Handle, index: u32) {
         let puller = self.puller(handle);
         puller.whole = false;
+        let zone = puller.zone;
         if puller.have.remove(index) {
-            self.less_one_holder(index);
-            self.tell_others(handle, &Event::PieceLost { handle, index });
+            self.less_one_holder(zone, index);
+            self.tell_fresh();
+            self.tell_hearers(handle, &Event::PieceLost { handle, index });
         }
     }
 
@@ -129,6 +139,7 @@ impl Swarm {
 
     /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.
     pub(super) fn drop_vouched(&mut self, voucher: &Name) {
+        self.tell_fresh();
         for index in 0..self.layout.count() {
             let stated = &self.pieces[index as usize].stated;
             if stated.as_ref().is_none_or(|(_, by)| by != voucher) {
@@ -136,15 +147,13 @@ impl Swarm {
             }
             self.pieces[index as usize].stated = None;
             self.spread(index);
-            for puller in self.members.values_mut().filter(|puller| !puller.whole) {
-                if puller.have.remove(index) {
-                    self.pieces[index as usize].holders -= 1;
-                }
-            }
+            let losers = self.members.values_mut().filter(|puller| !puller.whole);
+            let losers: Vec<ZoneId> = losers.filter_map(|p| p.have.remove(index).then_some(p.zone)).collect();
+            losers.into_iter().for_each(|zone| self.less_one_holder(zone, index));
         }
         for puller in self.members.values_mut() {
             puller.unclosed = false;
         }
-        self.tell_others(0, &Event::Dropped { voucher: voucher.clone() });
+        self.tell_all(&Event::Dropped { voucher: voucher.clone() });
     }
 }

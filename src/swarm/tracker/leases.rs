@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Piece, Puller, Swarm, remaining};
+use super::{
+    Puller, STALL_KEPT, Swarm,
+    feed::{Feed, Lease},
+};
 use crate::swarm::message::{Event, Failure, Handle, Run};
 
 /// Readers of the origin at a time, in a whole crowd. They share the origin's link, so each more makes the first
@@ -15,21 +18,10 @@ const READERS_MAX: usize = 2;
 /// Runs that a reader without company has at a time: nobody waits for its first piece, and four connections fill
 /// a link that one does not.
 const RUNS_ALONE: usize = 4;
-/// A lease is to last about this long, so that what is read is soon with more than one node, and five times the
-/// time to its first byte, so that the origin's link does not stand idle: a near registry's lease is two pieces
-/// at 100 Mbit/s, that of one 100 ms away half a second's worth.
-const LEASE_TIME: Duration = Duration::from_millis(50);
-const LEASE_OVER_LATENCY: u32 = 5;
-/// The first leases: two pieces are enough to tell the latency from the rate.
-const RUN_LEN_FIRST: u32 = 2;
 /// Bytes of the longest lease: what its loss costs at most.
 const RUN_BYTES_MAX: u64 = 32 << 20;
 /// Every reader gets about this many leases, so that the last ones end together.
 const LEASES_EACH: u32 = 8;
-/// A lease without a byte for so long goes to another reader that is there.
-const STALL_MAX: Duration = Duration::from_secs(2);
-/// A reader that stalled comes last for this long.
-const STALL_KEPT: Duration = Duration::from_secs(10);
 /// Readers that are refused for good before the swarm believes it: each may have other credentials.
 const REFUSALS_MAX: usize = 8;
 /// Failures in a row, of any reader, before the origin counts as gone. Each call retried inside already.
@@ -39,20 +31,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long the swarm remembers that the origin failed: a crowd asks once, the next one asks again.
 const FAILED_KEPT: Duration = Duration::from_secs(15);
 
-struct Lease {
-    run: Run,
-    reader: Handle,
-    granted_at: Instant,
-    /// The first piece and when it came.
-    first: Option<(u32, Instant)>,
-    progress_at: Instant,
-}
-
 /// What the swarm knows of the origin.
+#[derive(Default)]
 pub(super) struct Origin {
-    leases: Vec<Lease>,
-    /// Pieces of the next lease.
-    run_len: u32,
+    feed: Feed,
     /// It ignores ranges: one reader takes all.
     one_stream: bool,
     refused: BTreeSet<Handle>,
@@ -62,36 +44,7 @@ pub(super) struct Origin {
     failed_at: Option<Instant>,
 }
 
-impl Default for Origin {
-    fn default() -> Self {
-        Self {
-            leases: Vec::new(),
-            run_len: RUN_LEN_FIRST,
-            one_stream: false,
-            refused: BTreeSet::new(),
-            failures: 0,
-            quiet_until: None,
-            reason: None,
-            failed_at: None,
-        }
-    }
-}
-
 impl Origin {
-    /// A lease went on: its times say how long the next ones should be.
-    fn measure(&mut self, lease: &Lease, now: Instant) {
-        let Some((first, first_at)) = lease.first else { return };
-        let read = lease.run.end.saturating_sub(first + 1);
-        if read == 0 {
-            return;
-        }
-        let each = (now.duration_since(first_at) / read).max(Duration::from_micros(1));
-        let latency = first_at.duration_since(lease.granted_at).saturating_sub(each);
-        let time = LEASE_TIME.max(latency * LEASE_OVER_LATENCY);
-        let fitting = u32::try_from(time.as_micros().div_ceil(each.as_micros())).unwrap_or(u32::MAX);
-        self.run_len = fitting.clamp(self.run_len.div_ceil(2), self.run_len * 2).max(RUN_LEN_FIRST);
-    }
-
     /// Somebody new may know a way in.
     pub(super) fn joined(&mut self, reads_origin: bool) {
         if reads_origin && self.refused.len() < REFUSALS_MAX && self.failures < FAILURES_MAX {
@@ -111,7 +64,7 @@ impl Swarm {
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
         let free = run.clone().all(|index| self.is_free(index));
         if free {
-            self.take(reader, run.clone(), now);
+            self.origin.feed.take(reader, run.clone(), now);
         } else {
             self.tell(reader, Event::Revoke(run.clone()));
         }
@@ -120,12 +73,8 @@ impl Swarm {
     /// Bytes came for the lease of `reader` that contains `index`.
     pub(super) fn progress(&mut self, reader: Handle, index: u32, now: Instant) {
         self.audit.progress(reader, now);
-        let lease = self.origin.leases.iter_mut().find(|l| l.reader == reader && l.run.contains(&index));
-        if let Some(lease) = lease {
-            lease.progress_at = now;
-            if self.pieces[index as usize].holders > 0 {
-                lease.first.get_or_insert((index, now));
-            }
+        let is_here = self.pieces[index as usize].holders > 0;
+        if self.origin.feed.progress(reader, index, is_here, now) {
             self.origin.failures = 0;
         }
     }
@@ -133,11 +82,11 @@ impl Swarm {
     /// A reader gives a lease back.
     pub(super) fn returned(&mut self, reader: Handle, run: &Run, why: (Failure, String), now: Instant) {
         let (failure, reason) = why;
-        let is_lease = self.origin.leases.iter().any(|lease| lease.reader == reader && lease.run == *run);
+        let is_lease = self.origin.feed.has(reader, run);
         if !is_lease && !self.audit.returned(reader, &self.members) {
             return;
         }
-        self.release(|lease| lease.reader == reader && lease.run == *run);
+        self.origin.feed.release(|lease| lease.reader == reader && lease.run == *run);
         match failure {
             Failure::Final => {
                 self.origin.refused.insert(reader);
@@ -159,25 +108,15 @@ impl Swarm {
             return;
         }
         self.origin.one_stream = true;
-        for lease in self.release(|_| true) {
+        for lease in self.origin.feed.release(|_| true) {
             self.tell(lease.reader, Event::Revoke(lease.run));
         }
         self.lease(reader, 0..self.layout.count(), now);
     }
 
     pub(super) fn release_all(&mut self, reader: Handle) {
-        self.release(|lease| lease.reader == reader);
+        self.origin.feed.release(|lease| lease.reader == reader);
         self.origin.refused.remove(&reader);
-    }
-
-    fn release(&mut self, which: impl Fn(&Lease) -> bool) -> Vec<Lease> {
-        let released: Vec<Lease> = self.origin.leases.extract_if(.., |lease| which(lease)).collect();
-        for lease in &released {
-            for index in lease.run.clone() {
-                self.pieces[index as usize].leased = false;
-            }
-        }
-        released
     }
 
     /// Leases that are done end; one that stalls ends if somebody else can take it.
@@ -187,20 +126,22 @@ impl Swarm {
             self.origin.failures = 0;
             self.origin.refused.clear();
         }
-        let done = |lease: &Lease| remaining(&self.pieces, &lease.run) == 0;
-        let done: BTreeSet<u32> =
-            self.origin.leases.iter().filter(|lease| done(lease)).map(|lease| lease.run.start).collect();
-        for lease in self.release(|lease| done.contains(&lease.run.start)) {
-            self.origin.measure(&lease, now);
+        let pieces = &self.pieces;
+        let is_missing = |index: u32| pieces[index as usize].holders == 0;
+        for lease in self.origin.feed.release(|lease| !lease.run.clone().any(is_missing)) {
+            self.origin.feed.measure(&lease, now);
         }
-        let busy: BTreeSet<Handle> = self.origin.leases.iter().map(|lease| lease.reader).collect();
+        let busy: BTreeSet<Handle> = self.origin.feed.leases().iter().map(|lease| lease.reader).collect();
+        let stalled = |lease: &&Lease| lease.has_stalled(now);
+        if !self.origin.feed.leases().iter().any(|lease| stalled(&lease)) {
+            return;
+        }
         let mut idle: Vec<Handle> =
             self.members.keys().copied().filter(|h| !busy.contains(h) && self.may_read(*h)).collect();
-        let stalled = |lease: &Lease| now.duration_since(lease.progress_at) > STALL_MAX;
-        while let Some(lease) = self.origin.leases.iter().find(|lease| stalled(lease)) {
+        while let Some(lease) = self.origin.feed.leases().iter().find(stalled) {
             let (reader, run) = (lease.reader, lease.run.clone());
             let Some(heir) = idle.pop() else { break };
-            self.release(|lease| lease.run == run);
+            self.origin.feed.release(|lease| lease.run == run);
             self.puller(reader).last_stall = Some(now);
             self.tell(reader, Event::Revoke(run.clone()));
             for part in self.free_runs(&run) {
@@ -231,9 +172,7 @@ impl Swarm {
 
     /// The reader that may have one more lease: whose pieces spread fastest, then who has read least.
     fn next_reader(&self, readers_max: usize, able: usize, now: Instant) -> Option<Handle> {
-        // A lease whose last piece is coming makes room already: the next request goes out before it ends.
-        let counts = |lease: &&Lease| lease.run.len() == 1 || remaining(&self.pieces, &lease.run) > 1;
-        let busy: Vec<Handle> = self.origin.leases.iter().filter(counts).map(|l| l.reader).collect();
+        let busy = self.origin.feed.busy(|index| self.pieces[index as usize].holders == 0);
         if busy.len() >= readers_max {
             return None;
         }
@@ -244,7 +183,7 @@ impl Swarm {
             .iter()
             .filter(|(handle, _)| self.may_read(**handle) && leases_of(**handle) < each_max)
             .min_by_key(|(handle, puller)| {
-                let all = self.origin.leases.iter().filter(|lease| lease.reader == **handle).count();
+                let all = self.origin.feed.leases().iter().filter(|lease| lease.reader == **handle).count();
                 (stalled(puller), all, puller.unspread, puller.read, **handle)
             })
             .map(|(&handle, _)| handle)
@@ -258,7 +197,7 @@ impl Swarm {
             true => count,
             false => {
                 let most = u32::try_from(RUN_BYTES_MAX / self.layout.piece_len()).expect("a few pieces");
-                self.origin.run_len.min(count / (readers * LEASES_EACH)).clamp(1, most)
+                self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most)
             }
         };
         let end = (start..count.min(start + len_max)).take_while(|&index| self.is_free(index)).last()? + 1;
@@ -266,15 +205,8 @@ impl Swarm {
     }
 
     fn lease(&mut self, reader: Handle, run: Run, now: Instant) {
-        self.take(reader, run.clone(), now);
+        self.origin.feed.take(reader, run.clone(), now);
         self.tell(reader, Event::Lease(run));
-    }
-
-    fn take(&mut self, reader: Handle, run: Run, now: Instant) {
-        for index in run.clone() {
-            self.pieces[index as usize].leased = true;
-        }
-        self.origin.leases.push(Lease { run, reader, granted_at: now, first: None, progress_at: now });
     }
 
     fn free_runs(&self, within: &Run) -> Vec<Run> {
@@ -289,8 +221,7 @@ impl Swarm {
     }
 
     fn is_free(&self, index: u32) -> bool {
-        let Piece { holders, leased, .. } = &self.pieces[index as usize];
-        *holders == 0 && !leased
+        self.pieces[index as usize].holders == 0 && !self.origin.feed.is_leased(index)
     }
 
     pub(super) fn may_read(&self, handle: Handle) -> bool {
@@ -304,7 +235,8 @@ impl Swarm {
     /// Pieces are missing, nobody reads and nobody can: the pullers are told.
     pub(super) fn give_up_if_stuck(&mut self, now: Instant) {
         let missing = self.pieces.iter().any(|piece| piece.holders == 0);
-        let coming = !self.origin.leases.is_empty() || self.members.values().any(|p| p.to_announce > 0);
+        let coming =
+            !self.origin.feed.leases().is_empty() || self.members.values().any(|p| p.to_announce > 0);
         let hope = self.origin.failures < FAILURES_MAX && self.members.keys().any(|h| self.may_read(*h));
         if !missing || coming || (hope && self.origin.failed_at.is_none()) {
             return;

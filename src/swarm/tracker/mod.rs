@@ -12,16 +12,23 @@
 //! a discredited name is no member and no voucher.
 
 mod audit;
+mod feed;
 mod holders;
 mod leases;
+mod neighbours;
+mod zones;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use self::{audit::Audit, leases::Origin};
-use super::message::{Event, Handle, Held, Join, Name, Report, Run};
+use self::{
+    audit::Audit,
+    leases::Origin,
+    zones::{Zone, ZoneId},
+};
+use super::message::{Event, Handle, Held, Join, Name, Report};
 use crate::{
     mesh::Member,
     piece::{PieceLayout, PieceSet, Statement},
@@ -34,8 +41,10 @@ pub const POLL_MAX: Duration = Duration::from_millis(200);
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a swarm without an unfinished puller is kept for the next one: a rollout's waves come closer.
 const LINGER: Duration = Duration::from_secs(120);
-/// Full piece maps for everybody cost members x members x pieces; beyond this they need neighbour sets.
-pub const MEMBERS_MAX: usize = 1024;
+/// A puller costs a few kilobytes and its stream; more than the largest cluster has nodes.
+pub const MEMBERS_MAX: usize = 16_384;
+/// A reader or importer that stalled comes last for this long.
+const STALL_KEPT: Duration = Duration::from_secs(10);
 /// Reports of different members that discredit one: two, so that one liar cannot do it in a crowd.
 const REFUSERS: usize = 2;
 
@@ -69,9 +78,13 @@ pub struct Swarm {
     polled: BTreeSet<Name>,
     poll_until: Instant,
     origin: Origin,
+    zones: Vec<Zone>,
     audit: Audit,
     discredited: BTreeSet<Name>,
     unfinished_at: Instant,
+    /// Pieces that came to members of a large swarm and are not told yet, and statements.
+    fresh: BTreeMap<Handle, Vec<u32>>,
+    fresh_stated: Vec<Held>,
     events: Vec<(Handle, Event)>,
 }
 
@@ -79,13 +92,16 @@ pub struct Swarm {
 struct Piece {
     stated: Option<(Statement, Name)>,
     holders: u32,
-    leased: bool,
     /// Who read it, as long as nobody else has it.
     unspread: Option<Handle>,
 }
 
 struct Puller {
     member: Member,
+    zone: ZoneId,
+    /// Of whom it hears, and who hears of it.
+    hears: BTreeSet<Handle>,
+    heard_by: BTreeSet<Handle>,
     have: PieceSet,
     whole: bool,
     /// Found by asking: it has no stream.
@@ -97,6 +113,8 @@ struct Puller {
     read: u32,
     /// How many of those nobody else has yet: more than the others' shows a slow uplink.
     unspread: u32,
+    /// Runs that it was to bring into its zone.
+    imported: u32,
     last_stall: Option<Instant>,
     unclosed: bool,
     told_failed: bool,
@@ -117,9 +135,12 @@ impl Swarm {
             polled: polled.into_iter().collect(),
             poll_until: now + POLL_MAX,
             origin: Origin::default(),
+            zones: Vec::new(),
             audit: Audit::default(),
             discredited: BTreeSet::new(),
             unfinished_at: now,
+            fresh: BTreeMap::new(),
+            fresh_stated: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -248,7 +269,7 @@ impl Swarm {
                 let is_new = self.handle_of(&member.name).is_none();
                 if is_new && !self.discredited.contains(&member.name) && self.members.len() < MEMBERS_MAX {
                     let handle = self.add(member.clone(), now);
-                    self.tell_others(handle, &Event::Joined { handle, member: member.clone() });
+                    self.acquaint(handle);
                     self.whole(handle);
                 }
             }
@@ -264,6 +285,7 @@ impl Swarm {
         for handle in gone {
             self.remove(handle);
         }
+        self.tell_fresh();
         self.settle(now);
     }
 
@@ -276,8 +298,10 @@ impl Swarm {
             self.unfinished_at = now;
         }
         self.end_leases(now);
+        self.end_imports(now);
         if self.polled.is_empty() {
             self.grant(now);
+            self.grant_imports(now);
             self.seek_auditor(now);
             self.give_up_if_stuck(now);
         }
@@ -294,8 +318,12 @@ impl Swarm {
     fn add(&mut self, member: Member, now: Instant) -> Handle {
         let handle = self.next_handle;
         self.next_handle += 1;
+        let zone = self.zone_of(member.zone.as_deref());
         let puller = Puller {
             member,
+            zone,
+            hears: BTreeSet::new(),
+            heard_by: BTreeSet::new(),
             have: PieceSet::empty(self.layout.count()),
             whole: false,
             passive: true,
@@ -303,6 +331,7 @@ impl Swarm {
             reads_origin: false,
             read: 0,
             unspread: 0,
+            imported: 0,
             last_stall: None,
             unclosed: false,
             told_failed: false,
@@ -313,25 +342,15 @@ impl Swarm {
         handle
     }
 
-    /// Tells a newcomer all, and all of the newcomer.
+    /// Tells a newcomer what is stated, and of others; and others of the newcomer.
     fn welcome(&mut self, newcomer: Handle) {
-        let member = self.puller(newcomer).member.clone();
-        self.tell_others(newcomer, &Event::Joined { handle: newcomer, member });
-        let mut all = Vec::new();
-        for (&handle, puller) in self.members.iter().filter(|(handle, _)| **handle != newcomer) {
-            all.push(Event::Joined { handle, member: puller.member.clone() });
-            if puller.whole {
-                all.push(Event::Whole { handle });
-            } else if !puller.have.is_empty() {
-                all.push(Event::Arrived { handle, pieces: puller.have.iter().collect() });
-            }
-        }
+        self.acquaint(newcomer);
         for (index, piece) in (0..).zip(&self.pieces) {
             if let Some((statement, voucher)) = &piece.stated {
-                all.push(Event::Stated(Held { index, statement: *statement, voucher: voucher.clone() }));
+                let held = Held { index, statement: *statement, voucher: voucher.clone() };
+                self.events.push((newcomer, Event::Stated(held)));
             }
         }
-        self.events.extend(all.into_iter().map(|event| (newcomer, event)));
     }
 
     fn tell(&mut self, handle: Handle, event: Event) {
@@ -339,16 +358,4 @@ impl Swarm {
             self.events.push((handle, event));
         }
     }
-
-    fn tell_others(&mut self, but: Handle, event: &Event) {
-        // A whole member has nothing left to learn.
-        let others = self.members.iter().filter(|(h, p)| **h != but && !p.passive && !p.whole);
-        self.events.extend(others.map(|(&handle, _)| (handle, event.clone())));
-    }
-}
-
-/// For `leases`: the part of `run` that is in `pieces` and has no holder.
-fn remaining(pieces: &[Piece], run: &Run) -> u32 {
-    let missing = run.clone().filter(|&index| pieces[index as usize].holders == 0).count();
-    u32::try_from(missing).expect("a run is no longer than the blob")
 }
