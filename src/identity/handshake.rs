@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustls::pki_types::{CertificateDer, ServerName};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -70,11 +71,16 @@ pub enum ConnectError {
     Expired,
 }
 
+/// Bytes that the kernel takes beyond what is on its way. By itself it takes megabytes: an upload would be done, and its
+/// slot free, long before the piece is sent.
+const NOTSENT_MAX: u32 = 128 << 10;
+
 /// Proves the caller at the other end of `tcp`.
 pub async fn accept(identity: &Identity, tcp: TcpStream) -> Result<Accepted, AcceptError> {
     let from = tcp.peer_addr().map_err(AcceptError::Gone)?;
     // Control messages are small and answered; a piece is written in one go.
     tcp.set_nodelay(true).map_err(AcceptError::Gone)?;
+    SockRef::from(&tcp).set_tcp_notsent_lowat(NOTSENT_MAX).map_err(AcceptError::Gone)?;
     let accepting = TlsAcceptor::from(identity.server_config()).accept(tcp).into_fallible();
     let stream = match timeout(ACCEPT_MAX, accepting).await {
         Ok(Ok(stream)) => stream,

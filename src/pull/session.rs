@@ -46,8 +46,9 @@ pub(super) struct Session {
     dialing: Option<AbortHandle>,
     line_number: u64,
     redial: bool,
-    /// Announcements that a large swarm's tracker gets with the next tick.
+    /// Announcements that a large swarm's tracker gets later, in one batch.
     unsaid: Vec<Report>,
+    said_at: Instant,
     avoided: HashMap<String, Instant>,
     chain: Option<Arc<Chain>>,
     origin_error: Option<Arc<OriginError>>,
@@ -92,6 +93,7 @@ impl Session {
             line_number: 0,
             redial: false,
             unsaid: Vec::new(),
+            said_at: Instant::now(),
             avoided: HashMap::new(),
             chain,
             origin_error: None,
@@ -209,10 +211,11 @@ impl Session {
             self.perform(action, &mut reports);
         }
         // The tracker of a large swarm passes on in batches, and would drown in single announcements.
-        if self.exchange.is_in_large_swarm() && reports.iter().all(|report| matches!(report, Report::Held(_)))
-        {
+        let too_soon = now.duration_since(self.said_at) < self.exchange.pace();
+        if too_soon && reports.iter().all(|report| matches!(report, Report::Held(_))) {
             self.unsaid = reports;
         } else if !reports.is_empty() {
+            self.said_at = now;
             self.say(reports, now);
         }
     }

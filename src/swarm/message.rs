@@ -16,6 +16,8 @@ pub type Name = String;
 /// A run of pieces.
 pub type Run = Range<u32>;
 
+/// Announcements of a swarm are at most so far apart.
+const PACE_MS_MAX: u32 = 1000;
 /// Entries in one message: 1024 announcements are under 320 KiB, far below the 4 MiB that gRPC takes.
 pub const ENTRIES_MAX: usize = 1024;
 /// Largest blob: 1 TiB is 2^18 pieces, whose statements take 8 MiB of a tracker's memory.
@@ -108,8 +110,8 @@ pub enum Event {
     },
     Lease(Run),
     Revoke(Run),
-    /// The swarm is large: announcements are to come in batches.
-    Large,
+    /// The swarm is large: announcements are to come in batches, so far apart.
+    Pace(Duration),
     /// Bring this into the zone: from members of other zones, too.
     Import(Run),
     ImportOver(Run),
@@ -348,7 +350,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Whole(handle) => Event::Whole { handle },
         Wire::Lease(run) => Event::Lease(run_within(count, Some(run))?),
         Wire::Revoke(run) => Event::Revoke(run_within(count, Some(run))?),
-        Wire::Large(_) => Event::Large,
+        Wire::PaceMs(millis) => Event::Pace(Duration::from_millis(millis.min(PACE_MS_MAX).into())),
         Wire::Import(run) => Event::Import(run_within(count, Some(run))?),
         Wire::ImportOver(run) => Event::ImportOver(run_within(count, Some(run))?),
         Wire::Audit(audit) => Event::Audit { each: audit.each },
@@ -395,7 +397,7 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::PieceLost { handle, index } => Wire::Lost(wire::PieceLost { handle: *handle, index: *index }),
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
-        Event::Large => Wire::Large(wire::Large {}),
+        Event::Pace(pace) => Wire::PaceMs(u32::try_from(pace.as_millis()).unwrap_or(PACE_MS_MAX)),
         Event::Import(run) => Wire::Import(wire_run(run)),
         Event::ImportOver(run) => Wire::ImportOver(wire_run(run)),
         Event::Audit { each } => Wire::Audit(wire::Audit { each: *each }),
@@ -445,7 +447,7 @@ mod tests {
             Event::Whole { handle: 3 },
             Event::Lease(0..5),
             Event::Revoke(5..10),
-            Event::Large,
+            Event::Pace(Duration::from_millis(20)),
             Event::Import(3..4),
             Event::ImportOver(3..4),
             Event::Audit { each: 2 },

@@ -12,16 +12,17 @@ use rand::{Rng, RngExt, rngs::SmallRng};
 use super::{Action, ChainState, Check, Exchange, Request, peers::Peer};
 use crate::swarm::message::Name;
 
-/// Requests under way in one pull, spread over its peers: each more uses more uplinks and makes each piece later.
-/// Simulated makespans over F/B of 8 nodes, and of 32: 1.04 and 1.20 with 10, 1.04 and 1.12 with 14 to 20; with 50 ms
-/// of queue on every link 1.19 with 10 and 1.15 with 14. Large pieces: as many as fit into these bytes, since the
-/// buffers are real memory.
-const REQUESTS_MAX: u32 = 16;
-/// The next request is at a peer before the last one's bytes are through: on a link with a queue of 50 ms the makespan
-/// of 8 nodes is 1.23 x F/B with two and 1.35 with one.
-const EACH_MIN: u32 = 2;
+/// Requests under way in one pull, spread over its peers: each more uses more uplinks and makes each piece later. As
+/// many as there are peers, between these two. Simulated makespans over F/B with 10, 16, 24 and 32 requests: of 8 nodes
+/// with 50 ms of queue on every link 1.19, 1.15, 1.15 and 1.16; of 100 nodes 1.7, 1.40, 1.31 and 1.23.
+const REQUESTS_FEW: u32 = 16;
+const REQUESTS_MANY: u32 = 32;
+/// Large pieces: as many as fit into [`BYTES_MAX`], since the buffers are real memory.
 const REQUESTS_MIN: u32 = 4;
 const BYTES_MAX: u64 = 16 << 20;
+/// The next request is at a peer before the last one's bytes are through: on links with 50 ms of queue the makespan of 8
+/// nodes is 1.23 x F/B with two and 1.35 with one.
+const EACH_MIN: u32 = 2;
 /// Pieces ahead of the in-order reader that come first; one request at a time, the rest goes by rarity.
 const SOON: u32 = 8;
 /// A request is a straggler when it takes so many times what pieces take here, and at least this long.
@@ -50,7 +51,8 @@ impl Exchange {
 
     fn requests_max(&self) -> u32 {
         let fit = u32::try_from(BYTES_MAX / self.layout.piece_len()).unwrap_or(u32::MAX);
-        fit.clamp(REQUESTS_MIN, REQUESTS_MAX)
+        let peers = u32::try_from(self.handles.len()).unwrap_or(u32::MAX);
+        fit.clamp(REQUESTS_MIN, peers.clamp(REQUESTS_FEW, REQUESTS_MANY))
     }
 
     fn send(&mut self, index: u32, check: Check, name: Name, now: Instant) {

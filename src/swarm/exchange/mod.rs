@@ -73,7 +73,7 @@ pub struct Exchange {
     leases: Vec<Run>,
     /// What members of other zones may be asked for.
     imports: PieceSet,
-    is_in_large_swarm: bool,
+    pace: Duration,
     chain: ChainState,
     ask_sponsor: BTreeSet<u32>,
     suspects: Vec<(u32, Claim)>,
@@ -117,7 +117,7 @@ impl Exchange {
             requests: BTreeMap::new(),
             leases: Vec::new(),
             imports: PieceSet::empty(count),
-            is_in_large_swarm: false,
+            pace: Duration::ZERO,
             chain,
             ask_sponsor: BTreeSet::new(),
             suspects: Vec::new(),
@@ -154,10 +154,10 @@ impl Exchange {
         self.peers.get(name).map(|peer| &peer.member)
     }
 
-    /// Whether the tracker wants announcements in batches.
+    /// How far apart announcements are to be, at least; nothing in a small swarm.
     #[must_use]
-    pub fn is_in_large_swarm(&self) -> bool {
-        self.is_in_large_swarm
+    pub fn pace(&self) -> Duration {
+        self.pace
     }
 
     /// What to say first to a tracker.
@@ -182,7 +182,7 @@ impl Exchange {
         self.handles.clear();
         self.stated.fill(None);
         self.imports = PieceSet::empty(self.layout.count());
-        self.is_in_large_swarm = false;
+        self.pace = Duration::ZERO;
         self.origin_failed = None;
         if self.proven {
             return;
@@ -227,7 +227,7 @@ impl Exchange {
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::StopOrigin { run });
             }
-            Event::Large => self.is_in_large_swarm = true,
+            Event::Pace(pace) => self.pace = pace,
             Event::Import(run) => self.import(run, true),
             Event::ImportOver(run) => self.import(run, false),
             Event::Audit { each } => self.audit(each),

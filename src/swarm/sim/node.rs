@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Fault, Message, Plan, SHELL_TICK, Sim, origin::Read, piece};
+use super::{Fault, Message, Plan, Sim, origin::Read, piece};
 use crate::{
     mesh::{Member, Role},
     oci::{Algorithm, Digest},
@@ -39,6 +39,7 @@ pub(super) struct Node {
     pub(super) audit: Option<Auditing>,
     /// Announcements that wait for the shell's tick.
     pub(super) unsaid: Vec<Report>,
+    pub(super) said_at: u64,
     pub(super) unclosed: bool,
     pub(super) finished: Option<u64>,
     pub(super) failed: Option<String>,
@@ -92,6 +93,7 @@ impl Node {
             reads: Vec::new(),
             audit: None,
             unsaid: Vec::new(),
+            said_at: 0,
             unclosed: false,
             finished: node.seeded.then_some(0),
             failed: None,
@@ -156,8 +158,10 @@ impl Sim {
                 Action::Fail { reason } => node.failed = Some(reason),
             }
         }
-        let waits = self.nodes[number].exchange.is_in_large_swarm()
-            && !self.tick.is_multiple_of(self.ticks(SHELL_TICK))
+        let pace = self.nodes[number].exchange.pace();
+        let said_at = self.nodes[number].said_at;
+        let waits = !pace.is_zero()
+            && self.tick - said_at < self.ticks(pace)
             && reports.iter().all(|report| matches!(report, Report::Held(_)));
         if waits {
             self.nodes[number].unsaid = reports;
@@ -165,6 +169,7 @@ impl Sim {
             && !reports.is_empty()
             && self.nodes[number].alive
         {
+            self.nodes[number].said_at = self.tick;
             self.send(Message::ToTracker { tracker, handle, reports });
         }
     }

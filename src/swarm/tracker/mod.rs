@@ -85,6 +85,8 @@ pub struct Swarm {
     /// Pieces that came to members of a large swarm and are not told yet, and statements.
     fresh: BTreeMap<Handle, Vec<u32>>,
     fresh_stated: Vec<Held>,
+    told_at: Instant,
+    paced: Duration,
     events: Vec<(Handle, Event)>,
 }
 
@@ -141,6 +143,8 @@ impl Swarm {
             unfinished_at: now,
             fresh: BTreeMap::new(),
             fresh_stated: Vec::new(),
+            told_at: now,
+            paced: Duration::ZERO,
             events: Vec::new(),
         }
     }
@@ -285,12 +289,12 @@ impl Swarm {
         for handle in gone {
             self.remove(handle);
         }
-        self.tell_fresh();
         self.settle(now);
     }
 
     /// Draws the consequences of whatever just changed.
     fn settle(&mut self, now: Instant) {
+        self.tell_fresh_in_time(now);
         if now >= self.poll_until {
             self.polled.clear();
         }

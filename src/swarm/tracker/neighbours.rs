@@ -4,7 +4,10 @@
 //! x pieces: each newcomer and a few others, most of them of its own zone, are made each other's neighbours, and what
 //! they got since is told in batches.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -15,11 +18,14 @@ use crate::swarm::message::{Event, Handle, Held, Run};
 pub(super) const FULL_MAX: usize = 64;
 /// Neighbours of a newcomer in a larger swarm. In a random graph of so many edges a piece is three steps from anybody
 /// among 10,000.
-const NEIGHBOURS: usize = 24;
+const NEIGHBOURS: usize = 32;
 /// Some of those are of other zones, where there are any.
 const FROM_AFAR: usize = 6;
 /// Who has less, since others left, gets more.
 const NEIGHBOURS_MIN: usize = 16;
+/// A message to each member may come so often: a tracker sends some ten thousand a second.
+const MESSAGE_TIME: Duration = Duration::from_micros(100);
+const PACE_MAX: Duration = Duration::from_millis(500);
 /// Holders of an import that its importer hears of.
 const HOLDERS: usize = 4;
 
@@ -28,13 +34,20 @@ impl Swarm {
         self.members.len() > FULL_MAX
     }
 
+    /// How far apart batches are: ten thousand messages a second, for all members together.
+    fn pace(&self) -> Duration {
+        let members = u32::try_from(self.members.len().next_power_of_two()).unwrap_or(u32::MAX);
+        if self.is_large() { (MESSAGE_TIME * members).min(PACE_MAX) } else { Duration::ZERO }
+    }
+
     /// Makes a newcomer known, and others to it.
     pub(super) fn acquaint(&mut self, newcomer: Handle) {
-        if self.is_large() {
-            match self.members.len() == FULL_MAX + 1 {
-                true => self.tell_all(&Event::Large),
-                false => self.tell(newcomer, Event::Large),
-            }
+        let pace = self.pace();
+        if pace != self.paced {
+            self.paced = pace;
+            self.tell_all(&Event::Pace(pace));
+        } else if !pace.is_zero() {
+            self.tell(newcomer, Event::Pace(pace));
         }
         for other in self.strangers_of(newcomer, NEIGHBOURS) {
             self.introduce(newcomer, other);
@@ -136,6 +149,14 @@ impl Swarm {
             self.fresh_stated.push(held);
         } else {
             self.tell_all(&Event::Stated(held));
+        }
+    }
+
+    /// Tells what is fresh, when it is time.
+    pub(super) fn tell_fresh_in_time(&mut self, now: Instant) {
+        if now.duration_since(self.told_at) >= self.paced {
+            self.told_at = now;
+            self.tell_fresh();
         }
     }
 
