@@ -188,10 +188,19 @@ fn a_hundred_nodes_take_hardly_longer_than_eight() {
 }
 
 #[test]
-#[ignore = "a minute; `cargo test thousand -- --ignored`"]
 fn a_thousand_nodes_complete_from_one_copy() {
-    let sim = run(Plan::cold(1, 1000, 40));
+    let sim = run(Plan::cold(1, 1000, 20));
     assert_eq!(sim.finished(), 1000);
+    assert!(sim.origin_copies() < 1.05, "{}", sim.origin_copies());
+}
+
+/// `FLOTILLA_SIM_NODES=10000 cargo test --release simulated_on_demand -- --ignored --nocapture`
+#[test]
+#[ignore = "on demand: minutes"]
+fn simulated_on_demand() {
+    let nodes = std::env::var("FLOTILLA_SIM_NODES").map_or(10_000, |nodes| nodes.parse().unwrap());
+    let sim = run(Plan::cold(1, nodes, 10));
+    assert_eq!(sim.finished(), nodes);
     assert!(sim.origin_copies() < 1.05, "{}", sim.origin_copies());
 }
 

@@ -156,7 +156,11 @@ impl Swarm {
         if quiet || self.origin.failed_at.is_some() {
             return;
         }
-        let able = self.members.keys().filter(|handle| self.may_read(**handle)).count();
+        if !(0..self.layout.count()).any(|index| self.is_free(index)) {
+            return;
+        }
+        // More than this is all the same.
+        let able = self.members.keys().filter(|handle| self.may_read(**handle)).take(RUNS_ALONE).count();
         // The first of a crowd is not alone for long: a piece has been read by the time that this is known.
         let alone = able == 1 && self.members.values().any(|puller| puller.read > 0);
         let readers_max = match (self.origin.one_stream, alone) {

@@ -294,20 +294,25 @@ impl Swarm {
 
     /// Draws the consequences of whatever just changed.
     fn settle(&mut self, now: Instant) {
-        self.tell_fresh_in_time(now);
+        let is_time = self.tell_fresh_in_time(now);
         if now >= self.poll_until {
             self.polled.clear();
-        }
-        if self.members.values().any(|puller| !puller.whole) {
-            self.unfinished_at = now;
         }
         self.end_leases(now);
         self.end_imports(now);
         if self.polled.is_empty() {
             self.grant(now);
             self.grant_imports(now);
-            self.seek_auditor(now);
-            self.give_up_if_stuck(now);
+        }
+        // What looks at every member, a large swarm does when it tells what is fresh.
+        if is_time {
+            if self.members.values().any(|puller| !puller.whole) {
+                self.unfinished_at = now;
+            }
+            if self.polled.is_empty() {
+                self.seek_auditor(now);
+                self.give_up_if_stuck(now);
+            }
         }
     }
 

@@ -152,12 +152,14 @@ impl Swarm {
         }
     }
 
-    /// Tells what is fresh, when it is time.
-    pub(super) fn tell_fresh_in_time(&mut self, now: Instant) {
-        if now.duration_since(self.told_at) >= self.paced {
+    /// Tells what is fresh, if it is time; whether it was.
+    pub(super) fn tell_fresh_in_time(&mut self, now: Instant) -> bool {
+        let is_time = now.duration_since(self.told_at) >= self.paced;
+        if is_time {
             self.told_at = now;
             self.tell_fresh();
         }
+        is_time
     }
 
     /// What came since the last time, in one batch each.
