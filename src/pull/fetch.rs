@@ -62,6 +62,27 @@ impl Hands {
         self.tell(News::Fetched { peer: peer.name, index, outcome, len }).await;
     }
 
+    /// Keeps a small blob that came inside the tracker's answer.
+    pub(super) async fn given(self, tracker: Member, bytes: Bytes, chain: Option<Arc<Chain>>) {
+        let (len, is_one_piece) = (bytes.len(), self.arrival.layout().count() == 1);
+        if !is_one_piece || len != self.arrival.layout().len_of(0) {
+            return;
+        }
+        let outcome = self.keep(&tracker, 0, bytes, (Check::Chain, chain)).await;
+        if outcome == Fetched::Wrong {
+            self.parts.refuse("mismatch", &tracker.name);
+        }
+        self.tell(News::Fetched { peer: tracker.name, index: 0, outcome, len }).await;
+    }
+
+    /// Reads a small blob that is proven here, for the tracker.
+    pub(super) async fn share(self) {
+        let read = self.blocking(|hands| hands.parts.store.get(&hands.want.digest)?.read(0).ok()).await;
+        if let Some(bytes) = read.flatten() {
+            self.tell(News::Small(bytes)).await;
+        }
+    }
+
     async fn keep(
         &self,
         peer: &Member,

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -68,6 +69,8 @@ pub(super) enum News {
     },
     Origin(Arc<OriginError>),
     Audited(Option<Verdict>),
+    /// All of a small blob that is proven.
+    Small(Bytes),
     Banned(String),
     Rotten(u32),
     /// The in-order chain stands before this piece.

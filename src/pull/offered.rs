@@ -79,6 +79,11 @@ impl Readings {
         Pulling(self.load.clone())
     }
 
+    /// Pulls under way.
+    pub(super) fn pulls(&self) -> usize {
+        self.load.borrow().pulls
+    }
+
     async fn idle(&self) {
         let mut load = self.load.subscribe();
         loop {

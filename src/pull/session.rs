@@ -109,6 +109,7 @@ impl Session {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mesh_changed = self.shared.mesh.changed();
         let stop = self.shared.stop.clone();
+        self.exchange.share_with(self.shared.readings.pulls());
         self.dial();
         while !self.over {
             let now = tokio::select! {
@@ -168,6 +169,7 @@ impl Session {
                 exchange.read_ended(&run, failure, now);
             }
             News::Origin(error) => self.origin_error = Some(error),
+            News::Small(bytes) => self.say(vec![Report::Content(bytes)], now),
             News::Audited(found) => exchange.audited(found, now),
             News::Banned(name) => exchange.ban(&name),
             News::Rotten(index) => exchange.lost(index, now),
@@ -248,6 +250,15 @@ impl Session {
             Action::Judge { voucher, index, wrong } => {
                 self.tasks.spawn(async move { hands.judge(&voucher, index, wrong).await });
             }
+            Action::Keep { bytes } => {
+                let tracker = self.line.as_ref().map(|line| line.tracker.clone());
+                let given =
+                    hands.given(tracker.unwrap_or_else(|| self.me.clone()), bytes, self.chain.clone());
+                self.tasks.spawn(given);
+            }
+            Action::Share => {
+                self.tasks.spawn(hands.share());
+            }
             Action::Fail { reason } => self.fail(reason),
         }
     }
@@ -308,6 +319,7 @@ impl Session {
             let reports = std::mem::take(&mut self.unsaid);
             self.say(reports, now);
         }
+        self.exchange.share_with(self.shared.readings.pulls());
         self.exchange.tick(now);
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     piece::{PieceLayout, Statement},
     wire::mesh as wire,
 };
+use bytes::Bytes;
 
 /// The tracker's number for a member of one swarm. Numbers are not used again.
 pub type Handle = u32;
@@ -16,6 +17,8 @@ pub type Name = String;
 /// A run of pieces.
 pub type Run = Range<u32>;
 
+/// Blobs of at most so many bytes come inside the answer to the join: manifests and configs, and small layers.
+pub const SMALL_MAX: u64 = 128 << 10;
 /// Announcements of a swarm are at most so far apart.
 const PACE_MS_MAX: u32 = 1000;
 /// Entries in one message: 1024 announcements are under 320 KiB, far below the 4 MiB that gRPC takes.
@@ -77,13 +80,25 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     Held(Held),
-    Reading { start: u32 },
-    Returned { run: Run, failure: Failure, reason: String },
+    Reading {
+        start: u32,
+    },
+    Returned {
+        run: Run,
+        failure: Failure,
+        reason: String,
+    },
     Unclosed,
     Verdict(Verdict),
     Whole,
-    Lost { index: u32 },
-    Refused { handle: Handle },
+    Lost {
+        index: u32,
+    },
+    Refused {
+        handle: Handle,
+    },
+    /// All of a small blob, for whoever comes next.
+    Content(Bytes),
 }
 
 /// From the tracker to a puller.
@@ -110,6 +125,8 @@ pub enum Event {
     },
     Lease(Run),
     Revoke(Run),
+    /// All of a small blob.
+    Content(Bytes),
     /// The swarm is large: announcements are to come in batches, so far apart.
     Pace(Duration),
     /// Bring this into the zone: from members of other zones, too.
@@ -168,6 +185,10 @@ fn run_within(count: u32, run: Option<wire::Run>) -> Result<Run, MessageError> {
 fn statement(bytes: &[u8]) -> Result<Statement, MessageError> {
     let bytes: [u8; 32] = bytes.try_into().map_err(|_| MessageError::Statement(bytes.len()))?;
     Ok(Statement::from_bytes(bytes))
+}
+
+fn content(bytes: Vec<u8>) -> Result<Bytes, MessageError> {
+    at_most("content", bytes.len() as u64, SMALL_MAX).map(|()| bytes.into())
 }
 
 fn reason(text: String) -> Result<String, MessageError> {
@@ -270,6 +291,7 @@ fn report_from_wire(report: wire::Report, sender: &str, count: u32) -> Result<Re
         Wire::Whole(_) => Report::Whole,
         Wire::Lost(index) => Report::Lost { index: index_below(count, index)? },
         Wire::Refused(handle) => Report::Refused { handle },
+        Wire::Content(bytes) => Report::Content(content(bytes)?),
     })
 }
 
@@ -317,6 +339,7 @@ fn report_to_wire(report: &Report, sender: &str) -> wire::Report {
         Report::Whole => Wire::Whole(wire::Whole {}),
         Report::Lost { index } => Wire::Lost(*index),
         Report::Refused { handle } => Wire::Refused(*handle),
+        Report::Content(bytes) => Wire::Content(bytes.to_vec()),
     };
     wire::Report { report: Some(report) }
 }
@@ -350,6 +373,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Whole(handle) => Event::Whole { handle },
         Wire::Lease(run) => Event::Lease(run_within(count, Some(run))?),
         Wire::Revoke(run) => Event::Revoke(run_within(count, Some(run))?),
+        Wire::Content(bytes) => Event::Content(content(bytes)?),
         Wire::PaceMs(millis) => Event::Pace(Duration::from_millis(millis.min(PACE_MS_MAX).into())),
         Wire::Import(run) => Event::Import(run_within(count, Some(run))?),
         Wire::ImportOver(run) => Event::ImportOver(run_within(count, Some(run))?),
@@ -397,6 +421,7 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::PieceLost { handle, index } => Wire::Lost(wire::PieceLost { handle: *handle, index: *index }),
         Event::Lease(run) => Wire::Lease(wire_run(run)),
         Event::Revoke(run) => Wire::Revoke(wire_run(run)),
+        Event::Content(bytes) => Wire::Content(bytes.to_vec()),
         Event::Pace(pace) => Wire::PaceMs(u32::try_from(pace.as_millis()).unwrap_or(PACE_MS_MAX)),
         Event::Import(run) => Wire::Import(wire_run(run)),
         Event::ImportOver(run) => Wire::ImportOver(wire_run(run)),
@@ -432,6 +457,7 @@ mod tests {
             Report::Whole,
             Report::Lost { index: 0 },
             Report::Refused { handle: 7 },
+            Report::Content(Bytes::from_static(b"small")),
         ];
         let messages = reports_to_wire(&reports, "node-1");
         assert_eq!(messages.len(), 1);
@@ -448,6 +474,7 @@ mod tests {
             Event::Lease(0..5),
             Event::Revoke(5..10),
             Event::Pace(Duration::from_millis(20)),
+            Event::Content(Bytes::from_static(b"small")),
             Event::Import(3..4),
             Event::ImportOver(3..4),
             Event::Audit { each: 2 },

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    message::{Event, Handle, Join, Report},
+    message::{Event, Handle, Join, Report, SMALL_MAX},
     tracker::{Answer, JoinError, POLL_MAX, Swarm},
 };
 use crate::{
@@ -36,6 +36,8 @@ const OUTBOX_MAX: usize = 512;
 /// Members asked at a swarm's start: one small request each, all at once. Larger meshes ask those first in the
 /// digest's rank, and what the others hold is found only when they pull.
 const POLLED_MAX: usize = 128;
+/// Small blobs that are kept in memory, of 128 KiB at most: 32 MiB. Others are fetched from who has them.
+const CONTENTS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
 /// Five beats a second tell pullers that their tracker lives: after two missed ones they look for the next.
 const TICKS_PER_BEAT: u32 = 2;
@@ -124,17 +126,27 @@ impl Trackers {
         self.0.banned.lock().get(&member.name) == Some(&member.generation)
     }
 
+    /// Whether the tracker of this digest hands out its bytes.
+    #[must_use]
+    pub fn has_content(&self, digest: &Digest) -> bool {
+        self.0.swarms.lock().get(digest).is_some_and(|tracked| tracked.swarm.has_content())
+    }
+
     /// Asks the members what they hold of the blob that `join` begins to track; who was asked.
     fn poll(&self, join: &Join) -> Vec<Member> {
         let mut members = self.0.mesh.rank(&join.digest);
         members.retain(|member| member.name != join.from.name);
         members.truncate(POLLED_MAX);
+        let is_small = join.blob_len <= SMALL_MAX;
         for member in members.clone() {
             let (trackers, digest) = (self.clone(), join.digest.clone());
             self.0.tasks.spawn(async move {
                 let asked = tokio::time::timeout(POLL_MAX, trackers.ask(&member, &digest)).await;
                 let answer = asked.unwrap_or(Answer::Nothing);
                 trackers.with(&digest, |swarm, now| swarm.answered(&member, answer, now));
+                if answer == Answer::Whole && is_small && member.name == trackers.0.mesh.me().name {
+                    trackers.learn(digest).await;
+                }
             });
         }
         members
@@ -153,6 +165,26 @@ impl Trackers {
         }
     }
 
+    /// A small blob that this node has goes out with the answers to joins.
+    async fn learn(&self, digest: Digest) {
+        let store = self.0.store.clone();
+        let of = digest.clone();
+        let read = self.0.tasks.spawn_blocking(move || store.get(&of)?.read(0).ok()).await;
+        if let Some(bytes) = read.ok().flatten().filter(|_| self.has_room()) {
+            self.with(&digest, |swarm, _| swarm.learn(bytes));
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let swarms = self.0.swarms.lock();
+        swarms.values().filter(|tracked| tracked.swarm.has_content()).count() < CONTENTS_MAX
+    }
+
+    /// Whether these are a blob's bytes, and there is room for them.
+    fn takes(&self, digest: &Digest, bytes: &[u8]) -> bool {
+        self.has_room() && Digest::of(digest.algorithm(), bytes) == *digest
+    }
+
     fn with(&self, digest: &Digest, change: impl FnOnce(&mut Swarm, Instant)) {
         let now = Instant::now();
         if let Some(tracked) = self.0.swarms.lock().get_mut(digest) {
@@ -164,7 +196,11 @@ impl Trackers {
 
 impl Seat {
     /// Says something; no reports at all are a beat.
-    pub fn report(&self, reports: Vec<Report>) {
+    pub fn report(&self, mut reports: Vec<Report>) {
+        reports.retain(|report| match report {
+            Report::Content(bytes) => self.trackers.takes(&self.digest, bytes),
+            _ => true,
+        });
         self.trackers.with(&self.digest, |swarm, now| match reports.is_empty() {
             true => swarm.beat(self.handle, now),
             false => swarm.reports(self.handle, reports, now),

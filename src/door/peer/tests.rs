@@ -1,5 +1,7 @@
 //! Nodes on loopback with everything real (TLS, mesh, store, origin client) and a registry that counts.
 
+mod small;
+
 use std::{
     io::Read,
     net::{Ipv4Addr, SocketAddr},

@@ -6,6 +6,7 @@ use crate::{
     piece::Statement,
     swarm::message::{Name, Report, Run},
 };
+use bytes::Bytes;
 
 /// How a piece from a peer is checked when it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,12 @@ pub enum Action {
         index: u32,
         wrong: Statement,
     },
+    /// Check these with the digest, and keep them: all of a small blob.
+    Keep {
+        bytes: Bytes,
+    },
+    /// Tell the tracker all of this small blob, which is proven.
+    Share,
     Fail {
         reason: String,
     },

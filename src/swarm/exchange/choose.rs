@@ -13,7 +13,7 @@ use super::{Action, ChainState, Check, Exchange, Request, peers::Peer};
 use crate::swarm::message::Name;
 
 /// Requests under way in one pull, spread over its peers: each more uses more uplinks and makes each piece later. As
-/// many as there are peers, between these two. Simulated makespans over F/B with 10, 16, 24 and 32 requests: of 8 nodes
+/// many as there are peers, between these two, for all pulls of the node together. Simulated makespans over F/B with 10, 16, 24 and 32 requests: of 8 nodes
 /// with 50 ms of queue on every link 1.19, 1.15, 1.15 and 1.16; of 100 nodes 1.7, 1.40, 1.31 and 1.23.
 const REQUESTS_FEW: u32 = 16;
 const REQUESTS_MANY: u32 = 32;
@@ -52,7 +52,8 @@ impl Exchange {
     fn requests_max(&self) -> u32 {
         let fit = u32::try_from(BYTES_MAX / self.layout.piece_len()).unwrap_or(u32::MAX);
         let peers = u32::try_from(self.handles.len()).unwrap_or(u32::MAX);
-        fit.clamp(REQUESTS_MIN, peers.clamp(REQUESTS_FEW, REQUESTS_MANY))
+        let share = peers.clamp(REQUESTS_FEW, REQUESTS_MANY) / self.pulls;
+        fit.min(share).max(REQUESTS_MIN)
     }
 
     fn send(&mut self, index: u32, check: Check, name: Name, now: Instant) {
@@ -66,7 +67,8 @@ impl Exchange {
     fn choose(&self, random: &mut SmallRng, now: Instant) -> Option<(u32, Name)> {
         let mut usable: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_usable(now)).collect();
         // A single peer is asked for many pieces at once: its link is not to stand idle between two answers.
-        let each_max = (self.requests_max() / u32::try_from(usable.len().max(1)).expect("few")).max(EACH_MIN);
+        let each_min = if self.pulls == 1 { EACH_MIN } else { 1 };
+        let each_max = (self.requests_max() / u32::try_from(usable.len().max(1)).expect("few")).max(each_min);
         usable.retain(|peer| peer.requests < each_max);
         shuffle(&mut usable, random);
         usable.sort_by_key(|peer| merit(peer));

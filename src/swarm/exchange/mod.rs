@@ -24,7 +24,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 
 pub use self::action::{Action, Check, Fetched, Setting};
 use self::peers::Peer;
-use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run};
+use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run, SMALL_MAX};
 use crate::{
     mesh::Member,
     piece::{PieceLayout, PieceSet, Statement},
@@ -74,6 +74,8 @@ pub struct Exchange {
     /// What members of other zones may be asked for.
     imports: PieceSet,
     pace: Duration,
+    /// Pulls of this node, this one with them: they share its link.
+    pulls: u32,
     chain: ChainState,
     ask_sponsor: BTreeSet<u32>,
     suspects: Vec<(u32, Claim)>,
@@ -118,6 +120,7 @@ impl Exchange {
             leases: Vec::new(),
             imports: PieceSet::empty(count),
             pace: Duration::ZERO,
+            pulls: 1,
             chain,
             ask_sponsor: BTreeSet::new(),
             suspects: Vec::new(),
@@ -158,6 +161,11 @@ impl Exchange {
     #[must_use]
     pub fn pace(&self) -> Duration {
         self.pace
+    }
+
+    /// This many pulls are under way on the node, this one with them.
+    pub fn share_with(&mut self, pulls: usize) {
+        self.pulls = u32::try_from(pulls).unwrap_or(u32::MAX).max(1);
     }
 
     /// What to say first to a tracker.
@@ -227,6 +235,8 @@ impl Exchange {
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::StopOrigin { run });
             }
+            Event::Content(bytes) if !self.have.is_full() => self.actions.push(Action::Keep { bytes }),
+            Event::Content(_) => {}
             Event::Pace(pace) => self.pace = pace,
             Event::Import(run) => self.import(run, true),
             Event::ImportOver(run) => self.import(run, false),
@@ -348,6 +358,9 @@ impl Exchange {
         }
         self.judge_suspects();
         self.actions.push(Action::Tell(Report::Whole));
+        if self.setting.blob_len <= SMALL_MAX && !self.peers.values().any(|peer| peer.whole) {
+            self.actions.push(Action::Share);
+        }
     }
 
     /// Time passed: call it about ten times a second.

@@ -155,6 +155,8 @@ impl Sim {
                 Action::Forget { index } => drop(node.stored.remove(&index)),
                 Action::Audit { order } => node.audit = Some((order, 0, 0.0)),
                 Action::Judge { voucher, .. } => drop(node.convicted.insert(voucher)),
+                // Blobs here have no bytes.
+                Action::Keep { .. } | Action::Share => {}
                 Action::Fail { reason } => node.failed = Some(reason),
             }
         }

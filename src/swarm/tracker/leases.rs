@@ -153,7 +153,8 @@ impl Swarm {
     /// Gives free runs to readers while there are both.
     pub(super) fn grant(&mut self, now: Instant) {
         let quiet = self.origin.quiet_until.is_some_and(|until| now < until);
-        if quiet || self.origin.failed_at.is_some() {
+        // Small blobs come from here.
+        if quiet || self.origin.failed_at.is_some() || self.content.is_some() {
             return;
         }
         if !(0..self.layout.count()).any(|index| self.is_free(index)) {
@@ -242,7 +243,7 @@ impl Swarm {
         let coming =
             !self.origin.feed.leases().is_empty() || self.members.values().any(|p| p.to_announce > 0);
         let hope = self.origin.failures < FAILURES_MAX && self.members.keys().any(|h| self.may_read(*h));
-        if !missing || coming || (hope && self.origin.failed_at.is_none()) {
+        if !missing || self.content.is_some() || coming || (hope && self.origin.failed_at.is_none()) {
             return;
         }
         let reason = self.origin.reason.clone().unwrap_or_else(|| "no_origin".to_owned());

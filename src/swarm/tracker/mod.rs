@@ -23,6 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+
 use self::{
     audit::Audit,
     leases::Origin,
@@ -82,6 +84,8 @@ pub struct Swarm {
     audit: Audit,
     discredited: BTreeSet<Name>,
     unfinished_at: Instant,
+    /// All of a small blob, once somebody has proven it.
+    content: Option<Bytes>,
     /// Pieces that came to members of a large swarm and are not told yet, and statements.
     fresh: BTreeMap<Handle, Vec<u32>>,
     fresh_stated: Vec<Held>,
@@ -141,6 +145,7 @@ impl Swarm {
             audit: Audit::default(),
             discredited: BTreeSet::new(),
             unfinished_at: now,
+            content: None,
             fresh: BTreeMap::new(),
             fresh_stated: Vec::new(),
             told_at: now,
@@ -227,7 +232,22 @@ impl Swarm {
             Report::Whole => self.whole(handle),
             Report::Lost { index } => self.lost(handle, index),
             Report::Refused { handle: other } => self.refused(handle, other),
+            Report::Content(bytes) => self.learn(bytes),
         }
+    }
+
+    /// All of a small blob; the caller has checked its digest.
+    pub fn learn(&mut self, bytes: Bytes) {
+        if self.content.is_none() && bytes.len() as u64 == self.layout.blob_len() {
+            self.tell_all(&Event::Content(bytes.clone()));
+            self.content = Some(bytes);
+        }
+    }
+
+    /// Whether it keeps the bytes of a small blob.
+    #[must_use]
+    pub fn has_content(&self) -> bool {
+        self.content.is_some()
     }
 
     /// Anything came on the member's stream, if only a beat.
@@ -353,6 +373,9 @@ impl Swarm {
 
     /// Tells a newcomer what is stated, and of others; and others of the newcomer.
     fn welcome(&mut self, newcomer: Handle) {
+        if let Some(bytes) = self.content.clone() {
+            self.tell(newcomer, Event::Content(bytes));
+        }
         self.acquaint(newcomer);
         for (index, piece) in (0..).zip(&self.pieces) {
             if let Some((statement, voucher)) = &piece.stated {
