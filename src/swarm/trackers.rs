@@ -197,9 +197,8 @@ impl Trackers {
 impl Seat {
     /// Says something; no reports at all are a beat.
     pub fn report(&self, mut reports: Vec<Report>) {
-        reports.retain(|report| match report {
-            Report::Content(bytes) => self.trackers.takes(&self.digest, bytes),
-            _ => true,
+        reports.retain(|report| {
+            if let Report::Content(bytes) = report { self.trackers.takes(&self.digest, bytes) } else { true }
         });
         self.trackers.with(&self.digest, |swarm, now| match reports.is_empty() {
             true => swarm.beat(self.handle, now),
