@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Settings, modules, run::RunError, sockets};
 use crate::{
     containerd::Client,
+    door::registry::{self, Mirror, Visits},
     identity::{self, Identity, IdentityError},
     layer::{
         self, Layers,
@@ -33,6 +34,8 @@ pub(super) struct Daemon {
     pub(super) pulls: Pulls,
     pub(super) layers: Arc<Layers>,
     pub(super) containerd: Client,
+    /// The mirror, and where it is to listen.
+    pub(super) mirror: (Mirror, TcpListener),
 }
 
 /// This node's certificate and the mesh door's listener, bound already, since members are told its port.
@@ -50,7 +53,9 @@ impl Build<'_> {
         let mut metrics = Registry::default();
         let store = self.store()?;
         let snapshots = self.snapshots()?;
-        let origin = Origin::new(modules::origin(self.settings)).map_err(RunError::Origin)?;
+        let mirror_door = self.mirror_door().await?;
+        let own_doors = mirror_door.local_addr().into_iter().collect();
+        let origin = Origin::new(modules::origin(self.settings, own_doors)).map_err(RunError::Origin)?;
         let (mesh, entrance) = self.mesh().await?;
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
@@ -63,10 +68,26 @@ impl Build<'_> {
         });
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
         let made = Made { containerd: &containerd, store: &store, snapshots: &snapshots, pulls: &pulls };
+        let visits = Visits::default();
         let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
-        let daemon =
-            Daemon { metrics: Arc::new(metrics), store, snapshots, origin, mesh, pulls, layers, containerd };
+        let parts = registry::Parts {
+            origin: origin.clone(),
+            pulls: pulls.clone(),
+            store: store.clone(),
+            metrics: registry::Metrics::register(&mut metrics),
+            visits,
+        };
+        let mirror =
+            Mirror::new(parts, modules::mirror(self.settings), self.tasks.clone(), self.stop.clone());
+        let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
+        let daemon = Daemon { metrics, store, snapshots, origin, mesh, pulls, layers, containerd, mirror };
         Ok((daemon, entrance))
+    }
+
+    /// Bound before registries are asked, who must not be this node.
+    async fn mirror_door(&self) -> Result<TcpListener, RunError> {
+        let address = self.settings.listen("mirror.listen").expect("the key has a default");
+        Ok(sockets::listen(address, "mirror.listen").await?)
     }
 
     fn store(&self) -> Result<Store, RunError> {

@@ -211,6 +211,42 @@ pub(super) const KEYS: &[Key] = &[
     key("registry", "origin_rate", Form::Size, None, "bytes a second from registries; unlimited"),
     key("registry", "origin_concurrency", Form::Count, Some("4"), "requests at once to one registry host"),
     key(
+        "mirror",
+        "listen",
+        Form::Listen,
+        Some("\"127.0.0.1:7441\""),
+        "the registry that clients of this node pull from; mirror.sock in node.run_dir is the same",
+    ),
+    key(
+        "mirror",
+        "default_upstream",
+        Form::Text,
+        Some("\"docker.io\""),
+        "whose images are meant by names without a registry",
+    ),
+    key(
+        "mirror",
+        "access",
+        Form::Word(&["verify", "digest", "offline-ok"]),
+        Some("\"offline-ok\""),
+        "offline-ok: the registry is asked who may have what, and while it is down a digest is enough; verify: then \
+         nobody; digest: it always is",
+    ),
+    key(
+        "mirror",
+        "tag_ttl",
+        Form::Duration,
+        Some("\"10s\""),
+        "how long a tag's meaning counts before its registry is asked again",
+    ),
+    key(
+        "mirror",
+        "offline_tags",
+        Form::Switch,
+        Some("false"),
+        "while a registry is down, its tags are what they last were",
+    ),
+    key(
         "admin",
         "listen",
         Form::Listen,

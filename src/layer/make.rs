@@ -30,6 +30,7 @@ use super::{
 use crate::{
     containerd::Ingest,
     oci::Digest,
+    origin::{Asker, Kind},
     pull::{Pull, PullState, Want},
     snapshot::{Snapshots, Staging},
     store::Blob,
@@ -99,6 +100,8 @@ impl Order {
             digest: blob.digest.clone(),
             len: blob.size,
             origins: self.image.origins.clone(),
+            kind: Kind::Blob,
+            asker: Asker::Node,
             image: Some(self.image.title()),
         }
     }

@@ -6,6 +6,7 @@ mod architecture;
 mod containerd;
 mod lab;
 mod liar;
+mod mirror;
 mod origin;
 mod real_bad;
 mod real_clients;
