@@ -1,6 +1,9 @@
 //! All modules, made from the settings and handed to each other.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -18,6 +21,7 @@ use crate::{
         intercept::Catalog,
     },
     mesh::Mesh,
+    oci::Repository,
     origin::Origin,
     pull::{self, Pulls},
     snapshot::Snapshots,
@@ -67,8 +71,14 @@ impl Build<'_> {
             settings: pull::Settings::default(),
         });
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
-        let made = Made { containerd: &containerd, store: &store, snapshots: &snapshots, pulls: &pulls };
         let visits = Visits::default();
+        let made = Made {
+            containerd: &containerd,
+            store: &store,
+            snapshots: &snapshots,
+            pulls: &pulls,
+            visits: &visits,
+        };
         let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
         let parts = registry::Parts {
             origin: origin.clone(),
@@ -139,6 +149,7 @@ impl Build<'_> {
             pulls: made.pulls.clone(),
             catalog: Arc::new(Catalog::new(made.containerd.clone())),
             holder,
+            mirror: Arc::new(Visited(made.visits.clone())),
             tasks,
             stop,
             metrics,
@@ -155,4 +166,14 @@ struct Made<'a> {
     store: &'a Store,
     snapshots: &'a Arc<Snapshots>,
     pulls: &'a Pulls,
+    visits: &'a Visits,
+}
+
+/// What containerd has pulled through the mirror lately, for the layers.
+struct Visited(Visits);
+
+impl layer::Mirror for Visited {
+    fn is_used_for(&self, repositories: &[Repository]) -> bool {
+        self.0.include(repositories, Instant::now())
+    }
 }

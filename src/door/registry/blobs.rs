@@ -30,8 +30,9 @@ use crate::{
     pull::{Pieces, PiecesError, Pull, Pulls, Want},
 };
 
-/// A blob of which no piece has come for so long is given up: a client that goes to the registry instead is better off.
-const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// A blob is given up when no piece has come for so long, of it or of any other that shares the node's links: a pull
+/// ends by itself when its sources fail, and a client that goes to the registry instead is better off.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Pieces that wait for the client, beside the one that it is being sent.
@@ -182,7 +183,7 @@ impl Sending {
         }
     }
 
-    /// Waits for a piece as long as any piece of the blob comes.
+    /// Waits for a piece as long as any piece comes.
     async fn next_piece(&mut self) -> Option<Result<Bytes, PiecesError>> {
         let began = Instant::now();
         let next = self.pieces.next();
@@ -191,7 +192,10 @@ impl Sending {
             match tokio::time::timeout(LOOK_EVERY, &mut next).await {
                 Ok(next) => return next,
                 Err(_) => {
-                    let last = self.pull.status().last_piece_at.map_or(began, |at| at.max(began));
+                    let others =
+                        self.pulls.list().into_iter().filter_map(|status| status.last_piece_at).max();
+                    let own = self.pull.status().last_piece_at;
+                    let last = own.into_iter().chain(others).fold(began, Instant::max);
                     if last.elapsed() > STALLED_AFTER {
                         let digest = self.want.digest.clone();
                         let reason = format!("no piece has come for {STALLED_AFTER:?}");
