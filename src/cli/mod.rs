@@ -68,7 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config => config::run(&settings()?, &mut out)?,
         Command::Certs(args) => certs::run(&args, std::time::SystemTime::now(), &mut out)?,
         Command::Install(args) => install::install(&args, &settings()?, &mut out)?,
-        Command::Uninstall(args) => install::uninstall(&args, &mut out)?,
+        Command::Uninstall(args) => install::uninstall(&args, &settings()?, &mut out)?,
         Command::Version => {
             use std::io::Write as _;
             let mesh = crate::wire::mesh::VERSION;

@@ -25,7 +25,6 @@ use super::{
     intercept::{Image, LayerOf},
 };
 use crate::{
-    oci::Digest,
     origin::{Asker, Kind},
     pull::{Pull, PullState, Want},
     snapshot::{Snapshots, Staging},

@@ -6,10 +6,12 @@
 
 mod containerd;
 mod files;
+mod hosts;
 mod nerdctl;
 
 use std::{
     io::{BufRead as _, IsTerminal as _, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,7 +19,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use toml_edit::{DocumentMut, TomlError};
 
-use self::files::Change;
+use self::{containerd::HostsDir, files::Change};
 use crate::{containerd::Version, daemon::Settings};
 
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
@@ -26,9 +28,12 @@ const NERDCTL_CONFIG: &str = "/etc/nerdctl/nerdctl.toml";
 /// Whose settings.
 #[derive(Debug, clap::Args)]
 struct Targets {
-    /// containerd's.
+    /// containerd's: the snapshotter, and the mirror in its hosts.toml folders.
     #[arg(long)]
     containerd: bool,
+    /// containerd's: the mirror in its hosts.toml folders alone.
+    #[arg(long)]
+    containerd_mirror: bool,
     /// nerdctl's.
     #[arg(long)]
     nerdctl: bool,
@@ -49,6 +54,12 @@ struct Targets {
     no_restart: bool,
 }
 
+impl Targets {
+    fn of_containerd(&self) -> bool {
+        self.containerd || self.containerd_mirror
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct InstallArgs {
     #[command(flatten)]
@@ -66,7 +77,7 @@ pub(super) struct UninstallArgs {
 
 pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
     let mut changes = Vec::new();
-    if args.targets.containerd {
+    if args.targets.of_containerd() {
         let version: Version = match &args.containerd_version {
             Some(version) => version.parse()?,
             None => installed_version()?,
@@ -76,7 +87,9 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
             version,
             socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),
             root: settings.path("containerd.snapshot_root").unwrap_or_default(),
+            snapshotter: args.targets.containerd,
         };
+        changes.extend(enter_mirror(&args.targets.containerd_config, settings, out)?);
         changes.extend(containerd::install(&args.targets.containerd_config, &node)?);
     }
     if args.targets.nerdctl {
@@ -85,9 +98,58 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
     apply(&args.targets, changes, out)
 }
 
-pub(super) fn uninstall(args: &UninstallArgs, out: &mut impl Write) -> anyhow::Result<()> {
+/// Our mirror in containerd's hosts.toml folders. What is left as it is, is said.
+fn enter_mirror(config: &Path, settings: &Settings, out: &mut impl Write) -> anyhow::Result<Vec<Change>> {
+    let dir = match containerd::hosts_dir(config)? {
+        HostsDir::Said(dir) | HostsDir::Unsaid(dir) => dir,
+        HostsDir::Refused => {
+            writeln!(
+                out,
+                "{}: registry.mirrors or registry.configs are set, beside which containerd refuses config_path; the \
+                 mirror is not entered",
+                config.display()
+            )?;
+            return Ok(Vec::new());
+        }
+    };
+    let Some(mirror) = mirror_url(settings) else {
+        writeln!(
+            out,
+            "mirror.listen has no port of its own; the mirror is not entered into {}",
+            dir.display()
+        )?;
+        return Ok(Vec::new());
+    };
+    let hosts::Plan { changes, notes } = hosts::install(&dir, &mirror)?;
+    for note in notes {
+        writeln!(out, "{note}")?;
+    }
+    Ok(changes)
+}
+
+/// Where clients on this node reach the mirror; `None` where each start picks another port.
+fn mirror_url(settings: &Settings) -> Option<String> {
+    let mut address = settings.listen("mirror.listen").filter(|address| address.port() != 0)?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Some(format!("http://{address}"))
+}
+
+pub(super) fn uninstall(
+    args: &UninstallArgs,
+    settings: &Settings,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let mut changes = Vec::new();
-    if args.targets.containerd {
+    if args.targets.of_containerd() {
+        let dir = containerd::hosts_dir(&args.targets.containerd_config)?;
+        if let (HostsDir::Said(dir) | HostsDir::Unsaid(dir), Some(mirror)) = (dir, mirror_url(settings)) {
+            changes.extend(hosts::uninstall(&dir, &mirror)?);
+        }
         changes.extend(containerd::uninstall(&args.targets.containerd_config)?);
     }
     if args.targets.nerdctl {
@@ -97,8 +159,8 @@ pub(super) fn uninstall(args: &UninstallArgs, out: &mut impl Write) -> anyhow::R
 }
 
 fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyhow::Result<()> {
-    if !targets.containerd && !targets.nerdctl {
-        bail!("say whose settings: --containerd, --nerdctl, or both");
+    if !targets.of_containerd() && !targets.nerdctl {
+        bail!("say whose settings: --containerd, --containerd-mirror or --nerdctl");
     }
     let changes: Vec<Change> = changes.into_iter().filter(Change::is_needed).collect();
     if changes.is_empty() {
@@ -115,7 +177,7 @@ fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyho
         change.apply()?;
         writeln!(out, "{}", change.done())?;
     }
-    if targets.containerd { offer_restart(targets, out) } else { Ok(()) }
+    if targets.of_containerd() { offer_restart(targets, out) } else { Ok(()) }
 }
 
 fn offer_restart(targets: &Targets, out: &mut impl Write) -> anyhow::Result<()> {

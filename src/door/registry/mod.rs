@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET /v2/<repository>/manifests/<tag or digest>     ?ns=HOST says which registry is meant, or the name's first word
-//!     /v2/<repository>/blobs/<digest>                does (`/v2/quay.io/a/b/…`), or it is `default_upstream`
+//!     /v2/<repository>/blobs/<digest>                does (`/v2/registry.example/a/b/…`), or it is `default_upstream`
 //!     /v2/<repository>/tags/list, /referrers/<digest>
 //!        │
 //!        ├─ gate    may this client have it? the registry says, to the client's own credentials

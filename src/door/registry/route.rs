@@ -149,7 +149,7 @@ mod tests {
             ("/v2/localhost:5000/a/manifests/v1", None, "localhost:5000/a", false),
             ("/v2/team/app/manifests/v1", None, "docker.io/team/app", false),
             ("/v2/debian/manifests/v1", None, "docker.io/library/debian", false),
-            ("/v2/quay.io/a/manifests/v1", Some("ns=r.local"), "r.local/quay.io/a", true),
+            ("/v2/registry.example/a/manifests/v1", Some("ns=r.local"), "r.local/registry.example/a", true),
         ] {
             let asked = asked(path, query);
             assert_eq!(
