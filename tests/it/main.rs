@@ -20,6 +20,7 @@ mod real_kubelet;
 mod real_layers;
 mod real_lies;
 mod real_mesh;
+mod real_mirror;
 mod real_origin;
 mod real_peers;
 mod real_pull;
