@@ -87,8 +87,8 @@ impl Build<'_> {
             metrics: registry::Metrics::register(&mut metrics),
             visits,
         };
-        let mirror =
-            Mirror::new(parts, modules::mirror(self.settings), self.tasks.clone(), self.stop.clone());
+        let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
+        let mirror = Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone());
         let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
         let daemon = Daemon { metrics, store, snapshots, origin, mesh, pulls, layers, containerd, mirror };
         Ok((daemon, entrance))

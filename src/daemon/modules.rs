@@ -7,7 +7,10 @@ use std::{
 
 use super::{Settings, SettingsError, run::RunError};
 use crate::{
-    door::{self, registry::Access},
+    door::{
+        self,
+        registry::{Access, Authority, AuthorityError},
+    },
     identity::{self, Identity},
     layer,
     mesh::{self, Role},
@@ -31,8 +34,16 @@ pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings 
     snapshot::Settings { root: root.to_owned(), sync }
 }
 
-pub(super) fn mirror(settings: &Settings) -> door::registry::Settings {
-    door::registry::Settings {
+pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
+    let hosts = settings.texts("mirror.proxy_hosts");
+    let (cert, key) = (settings.path("mirror.ca_cert"), settings.path("mirror.ca_key"));
+    let authority = match (hosts.is_empty(), cert.zip(key)) {
+        (true, _) => None,
+        (false, None) => return Err(AuthorityError::Missing),
+        (false, Some((cert, key))) => Some(Authority::load(hosts, &cert, &key)?),
+    };
+    Ok(door::registry::Settings {
+        authority,
         default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
         access: match settings.text("mirror.access").as_deref() {
             Some("verify") => Access::Verify,
@@ -41,7 +52,7 @@ pub(super) fn mirror(settings: &Settings) -> door::registry::Settings {
         },
         tag_ttl: settings.duration("mirror.tag_ttl").unwrap_or_default(),
         offline_tags: settings.switch("mirror.offline_tags"),
-    }
+    })
 }
 
 /// `own_doors` are where this node answers as a registry.

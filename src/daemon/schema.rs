@@ -247,6 +247,21 @@ pub(super) const KEYS: &[Key] = &[
         "while a registry is down, its tags are what they last were",
     ),
     key(
+        "mirror",
+        "proxy_hosts",
+        Form::Texts,
+        Some("[]"),
+        "hosts, with port or without, whose TLS the proxy on the mirror's port opens; a blind tunnel to all others",
+    ),
+    key(
+        "mirror",
+        "ca_cert",
+        Form::Path,
+        None,
+        "the CA that signs for these hosts, which clients must trust; none",
+    ),
+    key("mirror", "ca_key", Form::Path, None, "its key"),
+    key(
         "admin",
         "listen",
         Form::Listen,

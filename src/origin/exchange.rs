@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::Full;
 use url::Url;
 
 use super::{
@@ -10,6 +9,7 @@ use super::{
     auth::{Auth, By},
     endpoint::Endpoint,
     redirect::{self, RedirectError},
+    tls::{Outgoing, whole},
     transport::{self, Answer},
 };
 
@@ -106,7 +106,7 @@ fn request(
     url: &Url,
     question: &Question<'_>,
     own: Option<(&Endpoint, Option<&HeaderValue>)>,
-) -> Option<Request<Full<Bytes>>> {
+) -> Option<Request<Outgoing>> {
     let mut request = Request::builder().method(question.method.clone()).uri(url.as_str());
     let headers = request.headers_mut()?;
     if let Some((endpoint, authorization)) = own {
@@ -121,7 +121,7 @@ fn request(
     if let Some(range) = question.range {
         headers.insert(header::RANGE, HeaderValue::from_str(range).ok()?);
     }
-    request.body(Full::default()).ok()
+    request.body(whole(Bytes::new())).ok()
 }
 
 /// Names us in the registry's log.

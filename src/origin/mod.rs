@@ -19,6 +19,7 @@ mod document;
 mod endpoint;
 mod error;
 mod exchange;
+mod forward;
 mod framing;
 mod gate;
 mod hosts;
@@ -34,6 +35,8 @@ mod transport;
 use std::{net::SocketAddr, ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
@@ -42,10 +45,12 @@ pub use asker::{Asker, Pass};
 pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
+pub use forward::strip_connection;
 pub use locate::{Kind, Located, Sought};
 pub use passed::{Passed, Told};
 pub use redirect::RedirectError;
 pub use rounds::Patience;
+pub use tls::Outgoing;
 
 use auth::Auth;
 use document::Wanted;
@@ -238,6 +243,18 @@ impl Origin {
     /// No endpoint answered it, or what they answered is a refusal.
     pub async fn pass_on(&self, question: &Passed) -> Result<Told, OriginError> {
         Box::pin(passed::ask(&self.shared, question)).await
+    }
+
+    /// Hands a client's request to the registry `host` itself, as it is.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not answer.
+    pub async fn forward(
+        &self,
+        host: &str,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        Box::pin(forward::forward(&self.shared, host, request)).await
     }
 
     /// Whether a folder of `hosts_dir` is about this very host.

@@ -4,7 +4,7 @@ use std::{error::Error, io, time::SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -14,7 +14,7 @@ use super::{
     OriginError, Patience,
     error::{Demand, Said},
     rounds,
-    tls::HttpClient,
+    tls::{HttpClient, Outgoing},
 };
 
 /// Most of an error's body that is read: enough for the code and message of distribution-spec's errors.
@@ -33,7 +33,7 @@ pub(super) fn shown(url: &Url) -> String {
 /// Sends `request` and waits for the head of the answer.
 pub(super) async fn send(
     client: &HttpClient,
-    request: Request<Full<Bytes>>,
+    request: Request<Outgoing>,
     at: &str,
     patience: &Patience,
 ) -> Result<Response<Incoming>, OriginError> {

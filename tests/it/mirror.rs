@@ -5,15 +5,22 @@ mod access;
 mod blobs;
 mod manifests;
 mod offline;
+mod proxy;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use flotilla::oci::{Algorithm, Digest};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -68,6 +75,19 @@ impl Alone {
     }
 }
 
+/// A CA of an operator's in two files, certificate and key.
+pub(crate) fn operators_ca(dir: &Path) -> (PathBuf, PathBuf) {
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(rcgen::DnType::CommonName, "the operator's CA");
+    let (cert, key) = (dir.join("operator.pem"), dir.join("operator-key.pem"));
+    std::fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+    std::fs::write(&key, pair.serialize_pem()).unwrap();
+    (cert, key)
+}
+
 /// What came of a request.
 #[derive(Debug)]
 pub(crate) struct Got {
@@ -91,9 +111,19 @@ impl Got {
 
 pub(crate) async fn ask(address: &str, method: Method, path: &str, headers: &[(&str, &str)]) -> Got {
     let stream = TcpStream::connect(address).await.unwrap();
+    ask_over(stream, method, path, &[&[("host", address)], headers].concat()).await
+}
+
+/// Asks over a connection of the caller's.
+pub(crate) async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Got {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     TaskTracker::new().spawn(connection);
-    let mut request = Request::builder().method(method).uri(path).header(header::HOST, address);
+    let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

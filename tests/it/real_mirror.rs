@@ -10,14 +10,16 @@ use crate::{
     lab::{
         Lab,
         containerd::{self, Programs},
+        flotilla::{Flotilla, Settings},
         image::Published,
-        node::Node,
+        node::{Node, NodePlan},
         process::{Process, output},
         registry::{lead_by_mirror, lead_to},
         samples,
-        story::{on_every_containerd, tell},
+        story::{flotilla_program, on_every_containerd, tell},
         tool,
     },
+    mirror::operators_ca,
     real_image::Pulled,
 };
 
@@ -96,13 +98,48 @@ fn docker_with_a_registry_mirror() {
 }
 
 #[test]
+fn docker_through_the_proxy() {
+    one_of_each("dockerd", |lab, node, image| {
+        let mut node = Daemon::like(lab, node);
+        let (cert, key) = operators_ca(lab.dir());
+        node.settings.list("mirror", "proxy_hosts", &[REGISTRY.to_owned()]);
+        node.settings.path("mirror", "ca_cert", &cert).path("mirror", "ca_key", &key);
+        let daemon = node.start();
+        let proxy = format!("http://{}", daemon.address_of("mirror").unwrap());
+        let trusted = cert.display().to_string();
+        let docker = Docker::start(lab, &[], &[("HTTPS_PROXY", &proxy), ("SSL_CERT_FILE", &trusted)]);
+        let pulled = docker.say(&["pull", &format!("{REGISTRY}/{}", image.name)]);
+        assert!(pulled.contains(&image.manifest.digest), "{pulled}");
+    });
+}
+
+/// A second daemon of a lab, without a containerd.
+struct Daemon {
+    dir: PathBuf,
+    settings: Settings,
+}
+
+impl Daemon {
+    fn like(lab: &Lab, node: &Node) -> Self {
+        let dir = lab.dir().join(format!("{}-alone", node.name));
+        let mut settings = NodePlan::settings("alone", &dir, "127.0.0.1", &lab.hosts_dir());
+        settings.text("mesh", "listen", "127.0.0.1:0").unset("mesh", "advertise");
+        Self { dir, settings }
+    }
+
+    fn start(&self) -> Flotilla {
+        Flotilla::start(flotilla_program(), self.dir.join("flotilla"), &self.settings, None).unwrap()
+    }
+}
+
+#[test]
 fn containerd_that_fetches_a_layer_by_several_connections() {
     tell("2.1", |lab, programs| {
         let image = samples::large_layer(lab.images(), "demo/large:v1", 40 << 20).unwrap();
         let more = "[plugins.'io.containerd.transfer.v1.local']\n  concurrent_layer_fetch_buffer = 1048576\n  max_concurrent_downloads = 4\n";
         let mut node = lab.node(&programs).later().alone().containerd_setting(more).start().unwrap();
         let dir = lab.dir().join(&node.name).join("flotilla");
-        node.install(crate::lab::story::flotilla_program(), dir).unwrap();
+        node.install(flotilla_program(), dir).unwrap();
         lead_by_mirror(&lab.hosts_dir(), &lab.host(), &mirror(&node)).unwrap();
         let hosts = lab.hosts_dir().display().to_string();
         node.containerd.ctr(&["images", "pull", "--hosts-dir", &hosts, &lab.name(&image.name)]).unwrap();
@@ -226,7 +263,7 @@ fn cri_without_the_snapshotter(lab: &Lab, programs: Programs) {
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
     let mut node = lab.node(&programs).later().alone().start().unwrap();
     let dir = lab.dir().join(&node.name).join("flotilla");
-    node.install(crate::lab::story::flotilla_program(), dir).unwrap();
+    node.install(flotilla_program(), dir).unwrap();
     lead_by_mirror(&lab.hosts_dir(), &lab.host(), &mirror(&node)).unwrap();
     node.pull(&lab.name(&image.name)).unwrap();
     let pulled = Pulled::new(lab, &node, &image);

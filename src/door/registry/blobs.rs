@@ -20,7 +20,7 @@ use super::{
     Door,
     manifests::Client,
     range::{self, Wanted},
-    reply::{self, Reply, Sort},
+    reply::{self, BrokenOff, Reply, Sort},
     route::Asked,
 };
 use crate::{
@@ -111,7 +111,8 @@ impl Door {
             let (sender, receiver) = mpsc::channel(AHEAD);
             let stop = self.stop.clone();
             self.tasks.spawn(async move { stop.run_until_cancelled(sending.run(first, sender)).await });
-            StreamBody::new(ReceiverStream::new(receiver).map_ok(Frame::data)).boxed_unsync()
+            let pieces = ReceiverStream::new(receiver).map_ok(Frame::data).map_err(BrokenOff::Pieces);
+            StreamBody::new(pieces).boxed_unsync()
         };
         let mut reply = Response::new(body);
         reply::name(&mut reply, digest);

@@ -9,6 +9,8 @@
 //!        ├─ tags    what a tag means, for a short while
 //!        └─ pulls   manifests and blobs: from here, from the mesh, from the registry once
 //! ```
+//! The same port is a proxy (`proxy`), for Docker and whoever else knows no mirror for most registries.
+//!
 //! Invariants: a client's credentials go to its registry and nowhere else, and are gone with the request or the pull
 //! they came with. No byte is sent whose piece was not checked, and no blob ends in good order that is not what its
 //! digest says. What a registry refuses is refused in its own words.
@@ -16,8 +18,10 @@
 mod access;
 mod blobs;
 mod known;
+mod leaf;
 mod manifests;
 mod metrics;
+mod proxy;
 mod range;
 mod reply;
 mod route;
@@ -50,6 +54,7 @@ use self::{
 };
 pub use self::{
     access::{Access, GRANTED_FOR},
+    leaf::{Authority, AuthorityError},
     metrics::Metrics,
     visits::Visits,
 };
@@ -69,7 +74,7 @@ const BUFFER_LEN_MAX: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the mirror behaves. Section `[mirror]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Settings {
     /// The registry of names without a host.
     pub default_upstream: String,
@@ -78,6 +83,8 @@ pub struct Settings {
     pub tag_ttl: Duration,
     /// While a registry is down, its tags are what they last were.
     pub offline_tags: bool,
+    /// For which hosts the proxy opens TLS, and with which CA; without one it opens none.
+    pub authority: Option<Authority>,
 }
 
 /// What the mirror works with.
@@ -173,13 +180,14 @@ impl Mirror {
             let stop = door.stop.clone();
             let service = hyper::service::service_fn(move |request| {
                 let door = door.clone();
-                async move { Ok::<_, Infallible>(door.answer(&request).await) }
+                async move { Ok::<_, Infallible>(door.answer(request).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_MAX)
                 .max_buf_size(BUFFER_LEN_MAX)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
                 tracing::debug!("a client's connection to the mirror ended: {error}");
             }
@@ -188,7 +196,11 @@ impl Mirror {
 }
 
 impl Door {
-    async fn answer(&self, request: &Request<Incoming>) -> Reply {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+        if proxy::is_proxied(&request) {
+            return self.proxied(request).await;
+        }
+        let request = &request;
         let uri = request.uri();
         let route = route::route(uri.path(), uri.query(), &self.settings.default_upstream);
         let mut reply = match route {

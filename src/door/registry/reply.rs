@@ -13,7 +13,16 @@ use crate::{
 
 pub(super) type Reply = Response<Outgoing>;
 /// A body that breaks off ends in an error, and the connection with it.
-pub(super) type Outgoing = UnsyncBoxBody<Bytes, PiecesError>;
+pub(super) type Outgoing = UnsyncBoxBody<Bytes, BrokenOff>;
+
+/// Why a body does not end in good order.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BrokenOff {
+    #[error(transparent)]
+    Pieces(#[from] PiecesError),
+    #[error("the registry's answer broke off")]
+    Registry(#[source] hyper::Error),
+}
 
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
