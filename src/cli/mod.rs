@@ -37,9 +37,9 @@ enum Command {
     Config,
     /// Make a certificate authority and node certificates.
     Certs(certs::Args),
-    /// Enter Flotilla into containerd's or nerdctl's settings.
+    /// Enter Flotilla into the settings of containerd, nerdctl, Docker, Podman or CRI-O.
     Install(install::InstallArgs),
-    /// Take Flotilla out of containerd's and nerdctl's settings again.
+    /// Take Flotilla out of their settings again.
     Uninstall(install::UninstallArgs),
     /// Print the version.
     Version,

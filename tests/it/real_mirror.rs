@@ -89,7 +89,9 @@ fn crane_oras_and_regctl() {
 #[test]
 fn docker_with_a_registry_mirror() {
     one_of_each("dockerd", |lab, node, image| {
-        let docker = Docker::start(lab, &["--registry-mirror", &format!("http://{}", mirror(node))], &[]);
+        let config = lab.dir().join("docker/daemon.json").display().to_string();
+        install(node, &["--docker", "--docker-config", &config]);
+        let docker = Docker::start(lab, &[], &[]);
         let pulled = docker.say(&["pull", &image.name]);
         assert!(pulled.contains(&image.manifest.digest), "{pulled}");
         let images = docker.say(&["images", "--digests", "--no-trunc"]);
@@ -151,6 +153,18 @@ fn containerd_that_fetches_a_layer_by_several_connections() {
     });
 }
 
+/// `flotilla install` with the port that the node's mirror has got.
+fn install(node: &Node, arguments: &[&str]) {
+    let dir = node.daemon().unwrap().log().parent().unwrap().to_owned();
+    let mut settings = node.settings.clone();
+    settings.text("mirror", "listen", &mirror(node));
+    let config = dir.join("install.toml");
+    fs::write(&config, settings.to_toml()).unwrap();
+    let mut command = Command::new(flotilla_program());
+    command.arg("install").args(arguments).arg("--config").arg(&config);
+    output(command).unwrap();
+}
+
 fn mirror(node: &Node) -> String {
     node.daemon().unwrap().address_of("mirror").unwrap()
 }
@@ -195,13 +209,9 @@ fn told(story: impl Fn(&Lab, &Node, &Published)) {
 fn with_registries_conf(lab: &Lab, node: &Node, program: &str) -> Command {
     let dir = lab.dir().join(program);
     fs::create_dir_all(&dir).unwrap();
-    let conf = dir.join("registries.conf");
-    let text = format!(
-        "[[registry]]\nprefix = \"{REGISTRY}\"\nlocation = \"{REGISTRY}\"\n\
-         [[registry.mirror]]\nlocation = \"{}/{REGISTRY}\"\ninsecure = true\n",
-        mirror(node)
-    );
-    fs::write(&conf, text).unwrap();
+    let folder = dir.join("registries.conf.d");
+    install(node, &["--podman", "--registries", REGISTRY, "--registries-dir", &folder.display().to_string()]);
+    let conf = folder.join("flotilla.conf");
     fs::write(dir.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
     let mut command = Command::new(program);
     command.env("CONTAINERS_REGISTRIES_CONF", conf).env("HOME", &dir).env("XDG_RUNTIME_DIR", &dir);
@@ -232,8 +242,10 @@ impl Docker {
             "overlay2",
         ]);
         command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
-        command.arg("--pidfile").arg(dir.join("pid")).arg("--config-file").arg(dir.join("daemon.json"));
-        fs::write(dir.join("daemon.json"), "{}").unwrap();
+        command.arg("--pidfile").arg(dir.join("pid"));
+        if dir.join("daemon.json").exists() {
+            command.arg("--config-file").arg(dir.join("daemon.json"));
+        }
         command.arg("--host").arg(format!("unix://{}", socket.display())).args(arguments);
         command.envs(environment.iter().copied());
         let path = std::env::var("PATH").unwrap_or_default();

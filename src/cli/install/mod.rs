@@ -5,6 +5,8 @@
 //! touched, only our entries are taken out.
 
 mod containerd;
+mod containers;
+mod docker;
 mod files;
 mod hosts;
 mod nerdctl;
@@ -24,6 +26,8 @@ use crate::{containerd::Version, daemon::Settings};
 
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 const NERDCTL_CONFIG: &str = "/etc/nerdctl/nerdctl.toml";
+const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
+const REGISTRIES_DIR: &str = "/etc/containers/registries.conf.d";
 
 /// Whose settings.
 #[derive(Debug, clap::Args)]
@@ -37,12 +41,27 @@ struct Targets {
     /// nerdctl's.
     #[arg(long)]
     nerdctl: bool,
+    /// Docker's: the mirror for its hub.
+    #[arg(long)]
+    docker: bool,
+    /// Podman's, Buildah's and Skopeo's: the mirror for the registries named.
+    #[arg(long)]
+    podman: bool,
+    /// CRI-O's, which are Podman's.
+    #[arg(long)]
+    crio: bool,
     /// containerd's settings file.
     #[arg(long, default_value = CONTAINERD_CONFIG, value_name = "FILE")]
     containerd_config: PathBuf,
     /// nerdctl's settings file.
     #[arg(long, default_value = NERDCTL_CONFIG, value_name = "FILE")]
     nerdctl_config: PathBuf,
+    /// Docker's settings file.
+    #[arg(long, default_value = DOCKER_CONFIG, value_name = "FILE")]
+    docker_config: PathBuf,
+    /// Where Podman and CRI-O read settings of registries.
+    #[arg(long, default_value = REGISTRIES_DIR, value_name = "DIR")]
+    registries_dir: PathBuf,
     /// Show what would change, change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -58,6 +77,14 @@ impl Targets {
     fn of_containerd(&self) -> bool {
         self.containerd || self.containerd_mirror
     }
+
+    fn of_containers(&self) -> bool {
+        self.podman || self.crio
+    }
+
+    fn are_none(&self) -> bool {
+        !(self.of_containerd() || self.of_containers() || self.nerdctl || self.docker)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,6 +94,9 @@ pub(super) struct InstallArgs {
     /// containerd's version, where `containerd --version` cannot be run.
     #[arg(long, value_name = "VERSION")]
     containerd_version: Option<String>,
+    /// Registries that Podman and CRI-O pull by the mirror.
+    #[arg(long, default_value = "docker.io", value_delimiter = ',', value_name = "HOST")]
+    registries: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +124,17 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
     }
     if args.targets.nerdctl {
         changes.push(nerdctl::install(&args.targets.nerdctl_config)?);
+    }
+    if args.targets.docker {
+        changes.push(docker::install(&args.targets.docker_config, &fixed_mirror_url(settings)?)?);
+    }
+    if args.targets.of_containers() {
+        let mirror = fixed_mirror_url(settings)?;
+        let (change, notes) = containers::install(&args.targets.registries_dir, &args.registries, &mirror)?;
+        for note in notes {
+            writeln!(out, "{note}")?;
+        }
+        changes.push(change);
     }
     apply(&args.targets, changes, out)
 }
@@ -139,6 +180,11 @@ fn mirror_url(settings: &Settings) -> Option<String> {
     Some(format!("http://{address}"))
 }
 
+fn fixed_mirror_url(settings: &Settings) -> anyhow::Result<String> {
+    mirror_url(settings)
+        .context("mirror.listen has no port of its own, so that nobody can be told of the mirror")
+}
+
 pub(super) fn uninstall(
     args: &UninstallArgs,
     settings: &Settings,
@@ -155,12 +201,20 @@ pub(super) fn uninstall(
     if args.targets.nerdctl {
         changes.push(nerdctl::uninstall(&args.targets.nerdctl_config)?);
     }
+    if args.targets.docker {
+        changes.push(docker::uninstall(&args.targets.docker_config, &fixed_mirror_url(settings)?)?);
+    }
+    if args.targets.of_containers() {
+        changes.push(containers::uninstall(&args.targets.registries_dir)?);
+    }
     apply(&args.targets, changes, out)
 }
 
 fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyhow::Result<()> {
-    if !targets.of_containerd() && !targets.nerdctl {
-        bail!("say whose settings: --containerd, --containerd-mirror or --nerdctl");
+    if targets.are_none() {
+        bail!(
+            "say whose settings: --containerd, --containerd-mirror, --nerdctl, --docker, --podman or --crio"
+        );
     }
     let changes: Vec<Change> = changes.into_iter().filter(Change::is_needed).collect();
     if changes.is_empty() {
@@ -176,6 +230,12 @@ fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyho
     for change in &changes {
         change.apply()?;
         writeln!(out, "{}", change.done())?;
+    }
+    if targets.docker {
+        writeln!(out, "Docker reads its mirrors when it is told to: `systemctl reload docker`")?;
+    }
+    if targets.crio {
+        writeln!(out, "CRI-O reads its registries when it is told to: `systemctl reload crio`")?;
     }
     if targets.of_containerd() { offer_restart(targets, out) } else { Ok(()) }
 }
