@@ -37,9 +37,9 @@ enum Command {
     Config,
     /// Make a certificate authority and node certificates.
     Certs(certs::Args),
-    /// Enter Flotilla into containerd's or nerdctl's settings.
+    /// Enter Flotilla into the settings of containerd, nerdctl, Docker, Podman or CRI-O.
     Install(install::InstallArgs),
-    /// Take Flotilla out of containerd's and nerdctl's settings again.
+    /// Take Flotilla out of their settings again.
     Uninstall(install::UninstallArgs),
     /// Print the version.
     Version,
@@ -68,7 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config => config::run(&settings()?, &mut out)?,
         Command::Certs(args) => certs::run(&args, std::time::SystemTime::now(), &mut out)?,
         Command::Install(args) => install::install(&args, &settings()?, &mut out)?,
-        Command::Uninstall(args) => install::uninstall(&args, &mut out)?,
+        Command::Uninstall(args) => install::uninstall(&args, &settings()?, &mut out)?,
         Command::Version => {
             use std::io::Write as _;
             let mesh = crate::wire::mesh::VERSION;

@@ -1,6 +1,9 @@
 //! All modules, made from the settings and handed to each other.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -9,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Settings, modules, run::RunError, sockets};
 use crate::{
     containerd::Client,
+    door::registry::{self, Mirror, Visits},
     identity::{self, Identity, IdentityError},
     layer::{
         self, Layers,
@@ -17,6 +21,7 @@ use crate::{
         intercept::Catalog,
     },
     mesh::Mesh,
+    oci::Repository,
     origin::Origin,
     pull::{self, Pulls},
     snapshot::Snapshots,
@@ -33,6 +38,8 @@ pub(super) struct Daemon {
     pub(super) pulls: Pulls,
     pub(super) layers: Arc<Layers>,
     pub(super) containerd: Client,
+    /// The mirror, and where it is to listen.
+    pub(super) mirror: (Mirror, TcpListener),
 }
 
 /// This node's certificate and the mesh door's listener, bound already, since members are told its port.
@@ -50,7 +57,9 @@ impl Build<'_> {
         let mut metrics = Registry::default();
         let store = self.store()?;
         let snapshots = self.snapshots()?;
-        let origin = Origin::new(modules::origin(self.settings)).map_err(RunError::Origin)?;
+        let mirror_door = self.mirror_door().await?;
+        let own_doors = mirror_door.local_addr().into_iter().collect();
+        let origin = Origin::new(modules::origin(self.settings, own_doors)).map_err(RunError::Origin)?;
         let (mesh, entrance) = self.mesh().await?;
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
@@ -62,11 +71,33 @@ impl Build<'_> {
             settings: pull::Settings::default(),
         });
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
-        let made = Made { containerd: &containerd, store: &store, snapshots: &snapshots, pulls: &pulls };
+        let visits = Visits::default();
+        let made = Made {
+            containerd: &containerd,
+            store: &store,
+            snapshots: &snapshots,
+            pulls: &pulls,
+            visits: &visits,
+        };
         let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
-        let daemon =
-            Daemon { metrics: Arc::new(metrics), store, snapshots, origin, mesh, pulls, layers, containerd };
+        let parts = registry::Parts {
+            origin: origin.clone(),
+            pulls: pulls.clone(),
+            store: store.clone(),
+            metrics: registry::Metrics::register(&mut metrics),
+            visits,
+        };
+        let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
+        let mirror = Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone());
+        let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
+        let daemon = Daemon { metrics, store, snapshots, origin, mesh, pulls, layers, containerd, mirror };
         Ok((daemon, entrance))
+    }
+
+    /// Bound before registries are asked, who must not be this node.
+    async fn mirror_door(&self) -> Result<TcpListener, RunError> {
+        let address = self.settings.listen("mirror.listen").expect("the key has a default");
+        Ok(sockets::listen(address, "mirror.listen").await?)
     }
 
     fn store(&self) -> Result<Store, RunError> {
@@ -118,6 +149,7 @@ impl Build<'_> {
             pulls: made.pulls.clone(),
             catalog: Arc::new(Catalog::new(made.containerd.clone())),
             holder,
+            mirror: Arc::new(Visited(made.visits.clone())),
             tasks,
             stop,
             metrics,
@@ -134,4 +166,14 @@ struct Made<'a> {
     store: &'a Store,
     snapshots: &'a Arc<Snapshots>,
     pulls: &'a Pulls,
+    visits: &'a Visits,
+}
+
+/// What containerd has pulled through the mirror lately, for the layers.
+struct Visited(Visits);
+
+impl layer::Mirror for Visited {
+    fn is_used_for(&self, repositories: &[Repository]) -> bool {
+        self.0.include(repositories, Instant::now())
+    }
 }

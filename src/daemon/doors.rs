@@ -1,6 +1,6 @@
 //! The doors, opened one after the other; the mesh door stays shut without a valid certificate.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -12,7 +12,8 @@ use super::{
     gate::{Gate, MeshDoor},
     report::Reporter,
     run::RunError,
-    sockets, upkeep,
+    sockets,
+    upkeep::{self, Upkept},
 };
 use crate::{
     door::{self, admin, snapshots::Interceptor},
@@ -46,8 +47,17 @@ impl Daemon {
         };
         gate.begin(entrance);
         self.serve_admin(settings, mesh_door, tasks, stop).await?;
-        upkeep::start(self, tasks, stop);
+        let daemon = self.serve_mirror(&run_dir, tasks)?;
+        upkeep::start(daemon, tasks, stop);
         Ok(())
+    }
+
+    fn serve_mirror(self, run_dir: &Path, tasks: &TaskTracker) -> Result<Upkept, RunError> {
+        let (mirror, listener) = self.mirror;
+        sockets::announce("mirror", &listener);
+        tasks.spawn(mirror.clone().serve_unix(sockets::open(&run_dir.join("mirror.sock"))?));
+        tasks.spawn(mirror.serve_tcp(listener));
+        Ok(Upkept { layers: self.layers, snapshots: self.snapshots, store: self.store })
     }
 
     fn serve_snapshots(&self, listener: UnixListener, tasks: &TaskTracker, stop: &CancellationToken) {

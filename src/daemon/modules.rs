@@ -7,6 +7,10 @@ use std::{
 
 use super::{Settings, SettingsError, run::RunError};
 use crate::{
+    door::{
+        self,
+        registry::{Access, Authority, AuthorityError},
+    },
     identity::{self, Identity},
     layer,
     mesh::{self, Role},
@@ -30,14 +34,36 @@ pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings 
     snapshot::Settings { root: root.to_owned(), sync }
 }
 
-pub(super) fn origin(settings: &Settings) -> origin::Settings {
+pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
+    let hosts = settings.texts("mirror.proxy_hosts");
+    let (cert, key) = (settings.path("mirror.ca_cert"), settings.path("mirror.ca_key"));
+    let authority = match (hosts.is_empty(), cert.zip(key)) {
+        (true, _) => None,
+        (false, None) => return Err(AuthorityError::Missing),
+        (false, Some((cert, key))) => Some(Authority::load(hosts, &cert, &key)?),
+    };
+    Ok(door::registry::Settings {
+        authority,
+        default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
+        access: match settings.text("mirror.access").as_deref() {
+            Some("verify") => Access::Verify,
+            Some("digest") => Access::Digest,
+            _ => Access::OfflineOk,
+        },
+        tag_ttl: settings.duration("mirror.tag_ttl").unwrap_or_default(),
+        offline_tags: settings.switch("mirror.offline_tags"),
+    })
+}
+
+/// `own_doors` are where this node answers as a registry.
+pub(super) fn origin(settings: &Settings, own_doors: Vec<SocketAddr>) -> origin::Settings {
     origin::Settings {
         hosts_dir: settings.texts("registry.hosts_dir").into_iter().map(Into::into).collect(),
         docker_config: settings.path("registry.docker_config").or_else(docker_config),
         plain_http: settings.texts("registry.plain_http"),
         origin_rate: settings.size("registry.origin_rate"),
         origin_concurrency: settings.count("registry.origin_concurrency").unwrap_or(1),
-        own_doors: Vec::new(),
+        own_doors,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Settings, SettingsError, build::Build, sockets::SocketError};
-use crate::{mesh, origin, snapshot, store};
+use crate::{door::registry, mesh, origin, snapshot, store};
 
 /// How long a stop waits for what is under way. Nothing that is committed depends on it; systemd kills after 90 s.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -23,6 +23,8 @@ pub enum RunError {
     Snapshots { path: PathBuf, source: snapshot::OpenError },
     #[error("cannot prepare for registries")]
     Origin(#[source] origin::NewError),
+    #[error("cannot open TLS for the proxy's hosts")]
+    Proxy(#[source] registry::AuthorityError),
     #[error("mesh.members")]
     Mesh(#[source] mesh::SeedError),
     #[error("cannot catch signals")]

@@ -8,9 +8,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::build::Daemon;
 use crate::{
     containerd::Client,
+    layer::Layers,
+    snapshot::Snapshots,
     store::{Linked, Store, Swept},
 };
 
@@ -18,8 +19,15 @@ use crate::{
 /// 10 s, so that kubelet's image garbage collection sees them.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// What is looked after.
+pub(super) struct Upkept {
+    pub(super) layers: Arc<Layers>,
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) store: Store,
+}
+
 /// Limits of the store, pulls to forget, directories of removed snapshots.
-pub(super) fn start(daemon: Daemon, tasks: &TaskTracker, stop: &CancellationToken) {
+pub(super) fn start(daemon: Upkept, tasks: &TaskTracker, stop: &CancellationToken) {
     tasks.spawn(Arc::clone(&daemon.snapshots).keep_clean(stop.clone()));
     let stop = stop.clone();
     tasks.spawn(async move {

@@ -2,4 +2,5 @@
 
 pub mod admin;
 pub mod peer;
+pub mod registry;
 pub mod snapshots;

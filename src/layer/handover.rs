@@ -1,7 +1,8 @@
 //! Layers that outlast their budget: containerd waits for their blobs, then unpacks them itself.
 //!
 //! ```text
-//! hand_over ── hold every missing layer's ref ── follow: one task a job ──▶ holder: piece, committed, failed
+//! hand_over ── containerd pulls through our mirror: it fetches there, nothing is held
+//!          └── hold every missing layer's ref ── follow: one task a job ──▶ holder: piece, committed, failed
 //!                                                                             │ hold over
 //! watch_holds ◀───────────────────────────────────────────────────────────────┘ declined, where containerd waited
 //! ```
@@ -18,7 +19,8 @@ use super::{
     Layers, Outcome, Request,
     hold::{Ended, Held, Wanted},
     image_pull::ImagePull,
-    make::{self, Content, Job},
+    ingest::ingest,
+    make::{Content, Job},
 };
 
 /// How long a lease of ours keeps a handed-over layer of an image that discards its layers: a generous hour for
@@ -37,10 +39,16 @@ impl Layers {
     pub(super) async fn hand_over(&self, pull: &ImagePull, request: &Request) -> BTreeMap<usize, Held> {
         let jobs: Vec<Arc<Job>> = pull.jobs.lock().values().cloned().collect();
         let mut outcomes = BTreeMap::new();
+        let mirrored = self.parts.mirror.is_used_for(&pull.image.origins);
         for job in jobs {
             let content = job.progress().borrow().content.clone();
             match content {
-                Content::Present | Content::Failed { .. } => continue,
+                Content::Present | Content::Mirrored | Content::Failed { .. } => continue,
+                Content::Pending | Content::Unwanted if mirrored => {
+                    job.leave_to_mirror();
+                    outcomes.insert(job.order.index, Held::Mirrored);
+                    continue;
+                }
                 Content::Unwanted => self.write_after_all(&job, request).await,
                 Content::Pending => {
                     self.lease_until_unpacked(&job, request).await;
@@ -61,7 +69,11 @@ impl Layers {
                 Held::Holding if job.follow_first() => self.follow(&job),
                 // Why a ref is not held, the holder has logged. What containerd fetches by itself is adopted once
                 // its image is there.
-                Held::Holding | Held::Present | Held::FetchedByContainerd | Held::Refused(_) => {}
+                Held::Holding
+                | Held::Present
+                | Held::FetchedByContainerd
+                | Held::Mirrored
+                | Held::Refused(_) => {}
             }
             outcomes.insert(order.index, held);
         }
@@ -79,7 +91,7 @@ impl Layers {
             loop {
                 let content = progress.borrow_and_update().content.clone();
                 match content {
-                    Content::Present | Content::Unwanted => {
+                    Content::Present | Content::Mirrored | Content::Unwanted => {
                         return holder.blob_committed(&namespace, &digest);
                     }
                     Content::Failed { .. } => return holder.pull_failed(&namespace, &digest),
@@ -103,7 +115,7 @@ impl Layers {
         job.hand_over();
         if let Ok(blob) = job.pull.proven().await {
             // A failure is logged there, and leaves containerd to fetch the layer.
-            let _ = make::ingest(&self.parts, &job.order, job.lease(), blob).await;
+            let _ = ingest(&self.parts, &job.order, job.lease(), blob).await;
         }
     }
 

@@ -60,6 +60,11 @@ impl ImagePull {
         idle && !working && !waiting
     }
 
+    /// containerd fetches this layer from our mirror.
+    pub(super) fn is_left_to_mirror(&self, index: usize) -> bool {
+        self.jobs.lock().get(&index).is_some_and(|job| job.is_left_to_mirror())
+    }
+
     /// A Prepare for layer `index`. containerd asks for each layer once, bottom first: whoever goes back pulls the
     /// image again, after a failure, a cancelled pull or a removal. That pull has a budget of its own, and what is
     /// over and done with is made anew.

@@ -9,27 +9,23 @@
 
 use std::{
     io::{self, Read},
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use bytes::Bytes;
-use futures_util::Stream;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Parts,
+    ingest::ingest,
     intercept::{Image, LayerOf},
 };
 use crate::{
-    containerd::Ingest,
-    oci::Digest,
+    origin::{Asker, Kind},
     pull::{Pull, PullState, Want},
     snapshot::{Snapshots, Staging},
     store::Blob,
@@ -43,6 +39,8 @@ pub(super) enum Content {
     Present,
     /// The image discards unpacked layers and this one was not handed over: proven, and not wanted there.
     Unwanted,
+    /// Proven, and containerd fetches it from our mirror.
+    Mirrored,
     Failed {
         reason: &'static str,
     },
@@ -99,6 +97,8 @@ impl Order {
             digest: blob.digest.clone(),
             len: blob.size,
             origins: self.image.origins.clone(),
+            kind: Kind::Blob,
+            asker: Asker::Node,
             image: Some(self.image.title()),
         }
     }
@@ -113,6 +113,8 @@ pub(super) struct Job {
     /// Of the pull that asked last; an earlier one's is gone when its client is.
     lease: Mutex<Option<String>>,
     handed_over: AtomicBool,
+    /// containerd fetches the blob from our mirror.
+    mirrored: AtomicBool,
     /// containerd was told to wait for the blob.
     awaited: AtomicBool,
     /// Somebody tells the holder how the job goes.
@@ -139,6 +141,7 @@ impl Job {
             built: Mutex::new(None),
             lease: Mutex::new(lease),
             handed_over: AtomicBool::new(false),
+            mirrored: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             followed: AtomicBool::new(false),
             claim: tokio::sync::Mutex::new(()),
@@ -170,6 +173,19 @@ impl Job {
         });
     }
 
+    /// As [`Self::hand_over`], and containerd fetches the blob from our mirror: writing it there as well would be one
+    /// copy too many. A tree that is finished stays, and its blob is written for it.
+    pub(super) fn leave_to_mirror(&self) {
+        self.hand_over();
+        if self.progress.borrow().tree == Tree::Dropped {
+            self.mirrored.store(true, Ordering::Release);
+        }
+    }
+
+    pub(super) fn is_left_to_mirror(&self) -> bool {
+        self.mirrored.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Acquire)
     }
@@ -182,7 +198,7 @@ impl Job {
     /// The layer is where it should be, as far as this job is concerned.
     pub(super) fn is_done(&self) -> bool {
         let Progress { content, tree } = &*self.progress.borrow();
-        let stored = matches!(content, Content::Present | Content::Unwanted);
+        let stored = matches!(content, Content::Present | Content::Mirrored | Content::Unwanted);
         stored && !matches!(tree, Tree::Building | Tree::Ready)
     }
 
@@ -218,7 +234,7 @@ impl Job {
     /// A client that went away may have let containerd collect the blob of a layer that it never got: then it is
     /// written once more. The word for a metric where that fails.
     pub(super) async fn put_back_content(&self, parts: &Parts) -> Result<(), &'static str> {
-        if self.progress.borrow().content != Content::Present {
+        if !matches!(self.progress.borrow().content, Content::Present | Content::Mirrored) {
             return Ok(());
         }
         let namespace = parts.containerd.namespace(&self.order.namespace);
@@ -284,6 +300,9 @@ impl Worker {
 
     /// Puts a proven blob where the image wants it.
     async fn keep(&self, job: &std::sync::Weak<Job>, order: &Order, blob: Blob) -> Content {
+        if job.upgrade().is_some_and(|job| job.is_left_to_mirror()) {
+            return Content::Mirrored;
+        }
         let handed_over = || job.upgrade().is_some_and(|job| job.is_handed_over());
         if order.image.discard_unpacked && !handed_over() {
             return Content::Unwanted;
@@ -415,76 +434,4 @@ impl<R: Read> Read for Wanted<R> {
         }
         self.reader.read(buffer)
     }
-}
-
-/// Writes a proven blob into containerd's content store and makes containerd's copy the only one on disk. Answers
-/// with the word for a metric where it fails.
-pub(super) async fn ingest(
-    parts: &Parts,
-    order: &Order,
-    lease: Option<String>,
-    blob: Blob,
-) -> Result<(), &'static str> {
-    let digest = order.layer().descriptor.digest.clone();
-    let namespace = parts.containerd.namespace(&order.namespace);
-    let mut ingest = Ingest {
-        r#ref: format!("flotilla-{digest}"),
-        digest: digest.clone(),
-        len: order.layer().descriptor.size,
-        labels: order.image.blob_labels(order.index),
-        lease,
-    };
-    let mut written = namespace.ingest(&ingest, pieces(parts, blob.clone())).await;
-    if matches!(&written, Err(error) if error.lacks_lease()) {
-        // The client went away and its lease with it. The next one finds the blob, unless containerd is faster.
-        ingest.lease = None;
-        written = namespace.ingest(&ingest, pieces(parts, blob)).await;
-    }
-    if let Err(error) = written {
-        tracing::warn!(layer = %digest, namespace = order.namespace, error = &error as &dyn std::error::Error, "blob not written to containerd");
-        return Err(error.reason());
-    }
-    relink(parts, &digest).await;
-    Ok(())
-}
-
-/// containerd's file takes the place of ours. Failing costs disk space, not the layer.
-async fn relink(parts: &Parts, digest: &Digest) {
-    let root = match parts.containerd.content_root().await {
-        Ok(root) => root,
-        Err(error) => {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "containerd does not say where its blobs are"
-            );
-            return;
-        }
-    };
-    let path = blob_path(&root, digest);
-    let store = parts.store.clone();
-    let named = digest.clone();
-    let linked = tokio::task::spawn_blocking(move || store.relink(&named, &path));
-    if let Err(error) = linked.await.expect("linking does not panic") {
-        tracing::warn!(%digest, error = &error as &dyn std::error::Error, "two copies of a blob stay on disk");
-    }
-}
-
-/// Where containerd's local content store keeps a blob.
-fn blob_path(content_root: &Path, digest: &Digest) -> std::path::PathBuf {
-    content_root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
-}
-
-/// The blob's pieces in order, read one ahead.
-fn pieces(parts: &Parts, blob: Blob) -> impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static {
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    parts.tasks.spawn_blocking(move || {
-        for index in 0..blob.layout().count() {
-            let piece = blob.read(index).map_err(io::Error::other);
-            let failed = piece.is_err();
-            if sender.blocking_send(piece).is_err() || failed {
-                return;
-            }
-        }
-    });
-    ReceiverStream::new(receiver)
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! a snapshot has it, its blob is there ──────────────────────────▶ AlreadyExists   intercepted
 //! made within the budget of this image's pull ── commit_tree ────▶ AlreadyExists   intercepted
+//! budget used up, containerd pulls through our mirror ───────────▶ mounts          handed over: it fetches there
 //! budget used up ── refs of all missing layers held ─────────────▶ mounts          handed over
 //! pull failed ───── refs of the others held ─────────────────────▶ mounts          declined
 //! containerd has the blob already, or is fetching it ────────────▶ mounts          bypassed, adopted afterwards
@@ -17,6 +18,7 @@ mod budget;
 mod handover;
 pub mod hold;
 mod image_pull;
+mod ingest;
 pub mod intercept;
 mod make;
 mod metrics;
@@ -42,7 +44,7 @@ use self::{
 };
 use crate::{
     containerd::Client,
-    oci::Digest,
+    oci::{Digest, Repository},
     pull::{PullState as BlobState, Pulls},
     snapshot::{LABEL_SNAPSHOT_REF, Snapshots},
     store::Store,
@@ -59,6 +61,13 @@ pub struct Settings {
     pub hold_max: Option<Duration>,
 }
 
+/// This node's own mirror, as far as layers are concerned.
+pub trait Mirror: Send + Sync + 'static {
+    /// Whether containerd pulls one of these repositories through it now. Then it fetches there what it is handed
+    /// over, while the bytes arrive, and need not be kept from fetching.
+    fn is_used_for(&self, repositories: &[Repository]) -> bool;
+}
+
 /// What making layers needs of the rest.
 #[derive(Clone)]
 pub struct Parts {
@@ -68,6 +77,7 @@ pub struct Parts {
     pub pulls: Pulls,
     pub catalog: Arc<Catalog>,
     pub holder: Holder,
+    pub mirror: Arc<dyn Mirror>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     pub metrics: Metrics,
@@ -109,6 +119,9 @@ pub struct Layers {
     /// Trees are built by at most this many threads at once, for all images together.
     builders: Arc<Semaphore>,
 }
+
+/// The reason of a layer that was handed over to be fetched from our mirror: no ref is held for it.
+const BY_MIRROR: &str = "mirror";
 
 type JobKey = (String, Digest, Digest);
 
@@ -203,6 +216,11 @@ impl Layers {
             return self.heal(request, found).await;
         }
         let pull = self.image_pull(request, found).await;
+        if pull.is_left_to_mirror(found.index) {
+            self.start_jobs(&pull, request, found.index);
+            self.hand_over(&pull, request).await;
+            return (Outcome::HandedOver, BY_MIRROR);
+        }
         if let Some(outcome) = self.containerd_has_begun(request, layer).await {
             self.start_jobs(&pull, request, found.index + 1);
             self.hand_over(&pull, request).await;
@@ -235,6 +253,7 @@ impl Layers {
             Some(Held::Present) if job.pull.status().state != BlobState::Proven => {
                 (Outcome::Bypassed, "fetched_first")
             }
+            Some(Held::Mirrored) => (Outcome::HandedOver, BY_MIRROR),
             Some(Held::Holding | Held::Present) | None => (Outcome::HandedOver, "budget"),
         }
     }
@@ -268,7 +287,7 @@ impl Layers {
             (_, Tree::Dropped) => {
                 // An earlier Prepare handed the layer over; the refs of those above may have been given up since.
                 self.hand_over(pull, request).await;
-                (Outcome::HandedOver, "budget")
+                (Outcome::HandedOver, if job.is_left_to_mirror() { BY_MIRROR } else { "budget" })
             }
             (_, Tree::Ready | Tree::Taken | Tree::Building) => self.claim(pull, job, request).await,
         })
@@ -339,10 +358,15 @@ impl Layers {
         let _waiting = Waiting(&pull);
         let mut progress = job.progress();
         let stored = progress.wait_for(|progress| progress.content != Content::Pending);
-        match tokio::time::timeout_at(deadline.into(), stored).await {
-            Ok(Ok(progress)) => match &progress.content {
+        let stored = tokio::time::timeout_at(deadline.into(), stored).await;
+        match stored.map(|stored| stored.map(|progress| progress.content.clone())) {
+            Ok(Ok(content)) => match content {
                 Content::Present => (Outcome::HandedOver, "healed"),
-                Content::Failed { reason } => (Outcome::Declined, *reason),
+                Content::Mirrored => match job.put_back_content(&self.parts).await {
+                    Ok(()) => (Outcome::HandedOver, "healed"),
+                    Err(reason) => (Outcome::Declined, reason),
+                },
+                Content::Failed { reason } => (Outcome::Declined, reason),
                 Content::Pending | Content::Unwanted => (Outcome::Declined, "unwanted"),
             },
             Ok(Err(_)) => unreachable!("the job is held here"),

@@ -211,9 +211,16 @@ async fn ask(
     at: &Located,
     range: Option<&str>,
 ) -> Result<Answer, OriginError> {
-    let path = format!("blobs/{}", at.digest);
-    let repository = &at.repository.path;
-    let question = Question { method: Method::GET, repository, path: &path, accept: "*/*", range };
+    let (path, accept) = (at.kind.path(&at.digest), at.kind.accept());
+    let question = Question {
+        method: Method::GET,
+        repository: &at.repository.path,
+        path: &path,
+        accept: &accept,
+        range,
+        query: None,
+        asker: &at.asker,
+    };
     let answer = shared.exchange.ask(endpoint, &question).await?;
     if answer.status().is_success() {
         answer.is_registrys()?;

@@ -7,7 +7,7 @@ use http::{Method, header};
 use tokio::time::sleep;
 
 use super::{
-    OriginError, Shared,
+    Asker, OriginError, Shared,
     endpoint::Endpoint,
     error::Actual,
     exchange::Question,
@@ -78,6 +78,8 @@ async fn ask(shared: &Shared, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Resul
         path: wanted.path,
         accept: wanted.accept,
         range: None,
+        query: None,
+        asker: &Asker::Node,
     };
     let answer = shared.exchange.ask(endpoint, &question).await?;
     if !answer.status().is_success() {

@@ -32,6 +32,8 @@ pub(super) struct Endpoint {
     /// `?ns=` for hosts that are not the registry itself.
     pub(super) namespace: Option<String>,
     pub(super) capabilities: Capabilities,
+    /// The registry itself, for which clients have their credentials.
+    pub(super) is_registry: bool,
     /// From hosts.toml; may hold credentials, so they go to this endpoint only.
     pub(super) headers: HeaderMap,
     pub(super) clients: Clients,
@@ -115,6 +117,13 @@ impl Book {
         Ok(endpoints)
     }
 
+    /// Whether there is a folder about this very host.
+    pub(super) async fn has_folder(self: &Arc<Self>, host: &str) -> bool {
+        let Some(host) = Authority::parse(host) else { return false };
+        let book = self.clone();
+        tokio::task::spawn_blocking(move || hosts::has_folder(&book.dirs, &host)).await.unwrap_or_default()
+    }
+
     /// Hosts of this name that have a port, from `hosts_dir` and `plain_http`.
     pub(super) async fn with_ports(self: &Arc<Self>, name: &str) -> Vec<Authority> {
         let (book, name) = (self.clone(), name.to_owned());
@@ -139,7 +148,9 @@ impl Book {
         for warning in &hosts.warnings {
             tracing::warn!("{warning}");
         }
-        let endpoints: Endpoints = hosts.specs.iter().filter_map(|spec| self.endpoint(host, spec)).collect();
+        let registry = hosts.registry.as_ref();
+        let endpoint = |spec: &Spec| self.endpoint(host, spec, registry == Some(&spec.base));
+        let endpoints: Endpoints = hosts.specs.iter().filter_map(endpoint).collect();
         if known.len() >= MAX_REGISTRIES {
             known.clear();
         }
@@ -147,7 +158,7 @@ impl Book {
         endpoints
     }
 
-    fn endpoint(&self, host: &Authority, spec: &Spec) -> Option<Arc<Endpoint>> {
+    fn endpoint(&self, host: &Authority, spec: &Spec, is_registry: bool) -> Option<Arc<Endpoint>> {
         if self.own_doors.iter().any(|door| is_door(&spec.base, *door)) {
             tracing::debug!(endpoint = %spec.base, "skipped: it is this node's own door");
             return None;
@@ -170,6 +181,7 @@ impl Book {
             base: spec.base.clone(),
             namespace: (!itself).then_some(registry),
             capabilities: spec.capabilities,
+            is_registry,
             headers,
             clients,
             plain: self.plain.clone(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue, header};
+
 use crate::oci::Digest;
 
 /// Why the client cannot be built from its settings.
@@ -24,7 +26,7 @@ pub enum OriginError {
     #[error("{at}: not found")]
     NotFound { at: String },
     #[error("{at}: refused our credentials ({status}{said}); check registry.docker_config")]
-    Unauthorized { at: String, status: u16, said: Said },
+    Unauthorized { at: String, status: u16, said: Said, demand: Demand },
     #[error("{at}: too many requests{said}")]
     Throttled { at: String, retry_after: Option<Duration>, said: Said },
     #[error("{at}: answered {status}{said}")]
@@ -85,6 +87,24 @@ impl std::fmt::Display for Said {
     }
 }
 
+/// What a registry demands of whoever asks, as its `WWW-Authenticate` headers have it: for a client, which can meet
+/// the demand itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demand(Vec<HeaderValue>);
+
+/// Most demands that are passed on; registries make one or two.
+const MAX_DEMANDS: usize = 8;
+
+impl Demand {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        Self(headers.get_all(header::WWW_AUTHENTICATE).iter().take(MAX_DEMANDS).cloned().collect())
+    }
+
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderValue> {
+        self.0.iter()
+    }
+}
+
 /// Every word of [`OriginError::reason`].
 const REASONS: [&str; 18] = [
     "no_origin",
@@ -140,6 +160,50 @@ impl OriginError {
             Self::Answer { .. } => "origin_answer",
             Self::TooLarge { .. } => "origin_too_large",
         }
+    }
+
+    /// What the registry demands, where it refused whoever asked.
+    #[must_use]
+    pub fn demand(&self) -> Option<&Demand> {
+        if let Self::Unauthorized { demand, .. } = self.own() { Some(demand) } else { None }
+    }
+
+    /// The status that the registry answered with, where its answer is the reason.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        if let Self::Unauthorized { status, .. }
+        | Self::Unavailable { status, .. }
+        | Self::Refused { status, .. } = self.own()
+        {
+            return Some(*status);
+        }
+        let known = [
+            (matches!(self.own(), Self::NotFound { .. }), 404),
+            (matches!(self.own(), Self::Throttled { .. }), 429),
+        ];
+        known.into_iter().find_map(|(is, status)| is.then_some(status))
+    }
+
+    /// Nobody could be asked, or whoever answered is in trouble: the registry is down, as far as this node sees.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self.own(),
+            Self::Unavailable { .. } | Self::Connect { .. } | Self::Broken { .. } | Self::Stalled { .. }
+        )
+    }
+
+    /// What a registry said, where this error sums up several.
+    fn own(&self) -> &Self {
+        if let Self::NoOrigin { source: Some(source), .. } = self { source.own() } else { self }
+    }
+
+    /// With the demand that came before the attempt to meet it failed.
+    pub(super) fn with_demand(self, headers: &HeaderMap) -> Self {
+        if let Self::Unauthorized { at, status, said, .. } = self {
+            return Self::Unauthorized { at, status, said, demand: Demand::of(headers) };
+        }
+        self
     }
 
     /// Whether it says more than that the blob is not there: somebody answered, and with what.
@@ -237,8 +301,12 @@ mod tests {
 
     #[test]
     fn words_of_others_are_known_or_nothing() {
-        let unauthorized =
-            OriginError::Unauthorized { at: String::new(), status: 401, said: Said::default() };
+        let unauthorized = OriginError::Unauthorized {
+            at: String::new(),
+            status: 401,
+            said: Said::default(),
+            demand: Demand::default(),
+        };
         assert_eq!(known_reason(unauthorized.reason()), Some("origin_unauthorized"));
         assert_eq!(known_reason("<script>"), None);
     }

@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::Full;
 use url::Url;
 
 use super::{
-    OriginError, Patience,
-    auth::Auth,
+    Asker, OriginError, Patience,
+    auth::{Auth, By},
     endpoint::Endpoint,
     redirect::{self, RedirectError},
+    tls::{Outgoing, whole},
     transport::{self, Answer},
 };
 
@@ -22,6 +22,9 @@ pub(super) struct Question<'a> {
     pub(super) accept: &'a str,
     /// `Range`, as it is sent.
     pub(super) range: Option<&'a str>,
+    /// Such as `n=100`, without the question mark.
+    pub(super) query: Option<&'a str>,
+    pub(super) asker: &'a Asker,
 }
 
 /// Asks endpoints.
@@ -41,13 +44,18 @@ impl Exchange {
         endpoint: &Endpoint,
         question: &Question<'_>,
     ) -> Result<Answer, OriginError> {
-        let known = self.auth.header(endpoint, question.repository).await;
+        if let Some(pass) = question.asker.pass_for(endpoint) {
+            // What it says to a client's own credentials is for the client.
+            return self.follow(endpoint, question, Some(pass)).await;
+        }
+        let by = By { repository: question.repository, stranger: question.asker.is_client() };
+        let known = self.auth.header(endpoint, by).await;
         let answer = self.follow(endpoint, question, known.as_ref()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || answer.foreign {
             return Ok(answer);
         }
-        let met = Box::pin(self.auth.meet(endpoint, question.repository, answer.headers(), known.as_ref()));
-        let header = met.await?;
+        let met = Box::pin(self.auth.meet(endpoint, by, answer.headers(), known.as_ref()));
+        let header = met.await.map_err(|error| error.with_demand(answer.headers()))?;
         self.follow(endpoint, question, Some(&header)).await
     }
 
@@ -59,6 +67,10 @@ impl Exchange {
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, OriginError> {
         let mut url = endpoint.url(&format!("{}/{}", question.repository, question.path));
+        if let Some(query) = question.query {
+            let namespace = url.query().map(|namespace| format!("&{namespace}")).unwrap_or_default();
+            url.set_query(Some(&format!("{query}{namespace}")));
+        }
         let mut foreign = false;
         for _ in 0..=redirect::MAX_HOPS {
             let at = transport::shown(&url);
@@ -94,7 +106,7 @@ fn request(
     url: &Url,
     question: &Question<'_>,
     own: Option<(&Endpoint, Option<&HeaderValue>)>,
-) -> Option<Request<Full<Bytes>>> {
+) -> Option<Request<Outgoing>> {
     let mut request = Request::builder().method(question.method.clone()).uri(url.as_str());
     let headers = request.headers_mut()?;
     if let Some((endpoint, authorization)) = own {
@@ -109,7 +121,7 @@ fn request(
     if let Some(range) = question.range {
         headers.insert(header::RANGE, HeaderValue::from_str(range).ok()?);
     }
-    request.body(Full::default()).ok()
+    request.body(whole(Bytes::new())).ok()
 }
 
 /// Names us in the registry's log.

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::{
-    OriginError, Patience, Shared,
+    Asker, OriginError, Patience, Shared,
+    document::MANIFEST_TYPES,
     endpoint::{Endpoint, Endpoints},
     error::Actual,
     exchange::Question,
@@ -28,12 +29,49 @@ const MAX_REMEMBERED: usize = 4096;
 /// Rounds over all candidates: one second of waiting at most, for the mesh may have the blob.
 const ROUNDS: u32 = 3;
 
+/// What is looked for: a blob, or a manifest, which registries keep in another place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    #[default]
+    Blob,
+    Manifest,
+}
+
+impl Kind {
+    /// Below the repository.
+    pub(super) fn path(self, digest: &Digest) -> String {
+        match self {
+            Self::Blob => format!("blobs/{digest}"),
+            Self::Manifest => format!("manifests/{digest}"),
+        }
+    }
+
+    pub(super) fn accept(self) -> String {
+        match self {
+            Self::Blob => "*/*".to_owned(),
+            Self::Manifest => MANIFEST_TYPES.join(", "),
+        }
+    }
+}
+
+/// Bytes of a digest that somebody looks for.
+#[derive(Clone, Debug)]
+pub struct Sought {
+    pub kind: Kind,
+    pub digest: Digest,
+    /// As its descriptor, or the registry itself, states it.
+    pub len: u64,
+    pub asker: Asker,
+}
+
 /// Where a blob can be read.
 #[derive(Clone)]
 pub struct Located {
     pub(super) repository: Repository,
+    pub(super) kind: Kind,
     pub(super) digest: Digest,
     pub(super) len: u64,
+    pub(super) asker: Asker,
     /// The one that answered first.
     pub(super) endpoints: Endpoints,
 }
@@ -51,6 +89,12 @@ impl Located {
         &self.repository
     }
 
+    /// To be read in the name of `asker` from now on.
+    #[must_use]
+    pub fn asked_by(self, asker: Asker) -> Self {
+        Self { asker, ..self }
+    }
+
     pub(super) fn nobody(&self) -> OriginError {
         let why = "no host in its hosts.toml has the capability to pull".to_owned();
         OriginError::NoEndpoint { host: self.repository.host.clone(), why }
@@ -61,12 +105,11 @@ impl Located {
 #[derive(Default)]
 pub(super) struct Memory(Mutex<HashMap<Repository, Repository>>);
 
-/// Finds `digest` in one of the `wanted` repositories.
+/// Finds what is `sought` in one of the `wanted` repositories.
 pub(super) async fn locate(
     shared: &Arc<Shared>,
     wanted: &[Repository],
-    digest: &Digest,
-    len: u64,
+    sought: &Sought,
 ) -> Result<Located, OriginError> {
     let candidates = candidates(shared, wanted).await;
     let tried = candidates.len();
@@ -74,7 +117,7 @@ pub(super) async fn locate(
     let source = loop {
         match rounds.next(rand::random()) {
             Some(Step::Ask(candidate)) => {
-                match Box::pin(find_in(shared, &candidate.repository, digest, len)).await {
+                match Box::pin(find_in(shared, &candidate.repository, sought)).await {
                     Ok(located) => {
                         shared.memory.remember(candidate, &located.repository);
                         return Ok(located);
@@ -91,7 +134,7 @@ pub(super) async fn locate(
             None => break None,
         }
     };
-    Err(OriginError::NoOrigin { digest: digest.clone(), tried, source })
+    Err(OriginError::NoOrigin { digest: sought.digest.clone(), tried, source })
 }
 
 /// A repository to try, and under which name it was wanted.
@@ -151,31 +194,29 @@ impl Memory {
 }
 
 /// Asks every endpoint of `repository` once.
-async fn find_in(
-    shared: &Shared,
-    repository: &Repository,
-    digest: &Digest,
-    len: u64,
-) -> Result<Located, OriginError> {
+async fn find_in(shared: &Shared, repository: &Repository, sought: &Sought) -> Result<Located, OriginError> {
+    let Sought { kind, digest, len, asker } = sought;
     let endpoints = shared.book.endpoints(&repository.host).await?;
     let able: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.capabilities.pull).cloned().collect();
     let located = |endpoints: Endpoints| Located {
         repository: repository.clone(),
+        kind: *kind,
         digest: digest.clone(),
-        len,
+        len: *len,
+        asker: asker.clone(),
         endpoints,
     };
     let mut worst = None;
     for (index, endpoint) in able.iter().enumerate() {
-        match blob_len(shared, endpoint, repository, digest).await {
-            Ok(actual) if actual == len => {
+        match blob_len(shared, endpoint, repository, sought).await {
+            Ok(actual) if actual == *len => {
                 let (before, rest) = able.split_at(index);
                 return Ok(located(rest.iter().chain(before).cloned().collect()));
             }
             Ok(actual) => {
-                let at = endpoint.url(&format!("{}/blobs/{digest}", repository.path));
+                let at = endpoint.url(&format!("{}/{}", repository.path, kind.path(digest)));
                 let at = transport::shown(&at);
-                let wrong = OriginError::WrongLength { at, expected: len, actual: Actual::Stated(actual) };
+                let wrong = OriginError::WrongLength { at, expected: *len, actual: Actual::Stated(actual) };
                 worst = worse(worst, wrong);
             }
             Err(error) => worst = worse(worst, error),
@@ -192,17 +233,42 @@ fn worse(so_far: Option<OriginError>, error: OriginError) -> Option<OriginError>
     }
 }
 
+/// The length of what is `sought`, as the first endpoint states it that lets its asker have it.
+pub(super) async fn reach(
+    shared: &Shared,
+    repository: &Repository,
+    sought: &Sought,
+) -> Result<u64, OriginError> {
+    let endpoints = shared.book.endpoints(&repository.host).await?;
+    let mut worst = None;
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.capabilities.pull) {
+        match blob_len(shared, endpoint, repository, sought).await {
+            Ok(len) => return Ok(len),
+            Err(error) => worst = worse(worst, error),
+        }
+    }
+    let why = "no host in its hosts.toml has the capability to pull".to_owned();
+    Err(worst.unwrap_or_else(|| OriginError::NoEndpoint { host: repository.host.clone(), why }))
+}
+
 /// The length of a blob: by HEAD, or by a GET of its first byte where HEAD does not tell.
 async fn blob_len(
     shared: &Shared,
     endpoint: &Endpoint,
     repository: &Repository,
-    digest: &Digest,
+    sought: &Sought,
 ) -> Result<u64, OriginError> {
     let _permit = shared.gates.question(endpoint).await;
-    let path = format!("blobs/{digest}");
-    let ask =
-        |method, range| Question { method, repository: &repository.path, path: &path, accept: "*/*", range };
+    let (path, accept) = (sought.kind.path(&sought.digest), sought.kind.accept());
+    let ask = |method, range| Question {
+        method,
+        repository: &repository.path,
+        path: &path,
+        accept: &accept,
+        range,
+        query: None,
+        asker: &sought.asker,
+    };
     let answer = shared.exchange.ask(endpoint, &ask(Method::HEAD, None)).await?;
     if answer.status().is_success() {
         answer.is_registrys()?;

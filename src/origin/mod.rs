@@ -3,7 +3,7 @@
 //! ```text
 //!   Origin ── book ──────── hosts_dir, own doors ──> endpoints: mirror, mirror, registry
 //!     │
-//!     ├─ document, locate, body: what is asked, and what is believed of the answer
+//!     ├─ document, locate, body, passed: what is asked, and what is believed of the answer
 //!     │     └─ rounds: whom next, and when        (pure)
 //!     │     └─ framing: which bytes these are      (pure)
 //!     └─ exchange: auth ──> redirect (pure) ──> transport ──> hyper, rustls
@@ -12,17 +12,20 @@
 //! Credentials and headers of an endpoint go to this endpoint and its token realm, and into no log. No body is
 //! read beyond its limit, no wait is without a deadline. The client starts no tasks of its own.
 
+mod asker;
 mod auth;
 mod body;
 mod document;
 mod endpoint;
 mod error;
 mod exchange;
+mod forward;
 mod framing;
 mod gate;
 mod hosts;
 mod locate;
 mod name;
+mod passed;
 mod rate;
 mod redirect;
 mod rounds;
@@ -32,16 +35,22 @@ mod transport;
 use std::{net::SocketAddr, ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
+pub use asker::{Asker, Pass};
 pub use body::Body;
 pub use document::Document;
-pub use error::{Actual, Cause, NewError, OriginError, Said, known_reason};
-pub use locate::Located;
+pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
+pub use forward::strip_connection;
+pub use locate::{Kind, Located, Sought};
+pub use passed::{Passed, Told};
 pub use redirect::RedirectError;
 pub use rounds::Patience;
+pub use tls::Outgoing;
 
 use auth::Auth;
 use document::Wanted;
@@ -201,7 +210,56 @@ impl Origin {
         digest: &Digest,
         len: u64,
     ) -> Result<Located, OriginError> {
-        locate::locate(&self.shared, wanted, digest, len).await
+        let sought = Sought { kind: Kind::Blob, digest: digest.clone(), len, asker: Asker::Node };
+        self.locate_as(wanted, &sought).await
+    }
+
+    /// As [`Origin::locate`], for blobs and manifests, in anybody's name.
+    ///
+    /// # Errors
+    /// As [`Origin::locate`].
+    pub async fn locate_as(&self, wanted: &[Repository], sought: &Sought) -> Result<Located, OriginError> {
+        locate::locate(&self.shared, wanted, sought).await
+    }
+
+    /// Whether `asker` may have a blob or manifest of `repository`: its length, as the registry states it. Every
+    /// endpoint is asked once.
+    ///
+    /// # Errors
+    /// None lets it be had.
+    pub async fn reach(
+        &self,
+        repository: &Repository,
+        (kind, digest): (Kind, &Digest),
+        asker: &Asker,
+    ) -> Result<u64, OriginError> {
+        let sought = Sought { kind, digest: digest.clone(), len: 0, asker: asker.clone() };
+        Box::pin(locate::reach(&self.shared, repository, &sought)).await
+    }
+
+    /// Passes a client's question on to the registry of its repository.
+    ///
+    /// # Errors
+    /// No endpoint answered it, or what they answered is a refusal.
+    pub async fn pass_on(&self, question: &Passed) -> Result<Told, OriginError> {
+        Box::pin(passed::ask(&self.shared, question)).await
+    }
+
+    /// Hands a client's request to the registry `host` itself, as it is.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not answer.
+    pub async fn forward(
+        &self,
+        host: &str,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        Box::pin(forward::forward(&self.shared, host, request)).await
+    }
+
+    /// Whether a folder of `hosts_dir` is about this very host.
+    pub async fn is_configured(&self, host: &str) -> bool {
+        self.shared.book.has_folder(host).await
     }
 
     /// Reads `range` of a blob, by one GET as long as the connection holds.
@@ -229,7 +287,8 @@ mod tests {
         is_send(&origin.document(&repository, &digest, &[]));
         is_send(&origin.small_blob(&repository, &digest, 0));
         let endpoints = origin.shared.book.endpoints("r.local").await.unwrap();
-        let at = Located { repository, digest, len: 0, endpoints };
+        let (kind, asker) = (Kind::Blob, Asker::Node);
+        let at = Located { repository, kind, digest, len: 0, asker, endpoints };
         let mut body = origin.read(&at, 0..0).await.unwrap();
         is_send(&origin.read(&at, 0..0));
         is_send(&body.next());

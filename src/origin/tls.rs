@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -16,7 +16,15 @@ use rustls::{
 
 use super::hosts::Spec;
 
-pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Outgoing>;
+
+/// What is sent: nothing, a form, or what a client pushes.
+pub type Outgoing = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// A body that is here already.
+pub(super) fn whole(bytes: impl Into<Bytes>) -> Outgoing {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
 
 /// Idle connections kept for one host: as many as a pull of one image commonly uses at once.
 const IDLE_PER_HOST: usize = 8;

@@ -4,13 +4,18 @@ use std::{error::Error, io, time::SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::time::timeout;
 use url::Url;
 
-use super::{OriginError, Patience, error::Said, rounds, tls::HttpClient};
+use super::{
+    OriginError, Patience,
+    error::{Demand, Said},
+    rounds,
+    tls::{HttpClient, Outgoing},
+};
 
 /// Most of an error's body that is read: enough for the code and message of distribution-spec's errors.
 const MAX_ERROR_LEN: usize = 4 << 10;
@@ -28,7 +33,7 @@ pub(super) fn shown(url: &Url) -> String {
 /// Sends `request` and waits for the head of the answer.
 pub(super) async fn send(
     client: &HttpClient,
-    request: Request<Full<Bytes>>,
+    request: Request<Outgoing>,
     at: &str,
     patience: &Patience,
 ) -> Result<Response<Incoming>, OriginError> {
@@ -127,11 +132,12 @@ impl Answer {
         let (at, status, foreign) = (self.at.clone(), self.status(), self.foreign);
         let retry_after = self.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|value| rounds::retry_after(value, SystemTime::now()));
+        let demand = Demand::of(self.headers());
         let said = self.said(patience).await;
         match status.as_u16() {
             // An object store that refuses a signature: it has expired, and the registry makes a new one.
             status @ (401 | 403) if foreign => OriginError::Unavailable { at, status, retry_after, said },
-            status @ (401 | 403) => OriginError::Unauthorized { at, status, said },
+            status @ (401 | 403) => OriginError::Unauthorized { at, status, said, demand },
             404 | 410 => OriginError::NotFound { at },
             429 => OriginError::Throttled { at, retry_after, said },
             status @ (408 | 500..) => OriginError::Unavailable { at, status, retry_after, said },

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{PullError, flight::News};
 use crate::{
@@ -17,6 +17,8 @@ pub(super) struct Arrival {
     layout: PieceLayout,
     state: Mutex<State>,
     changed: Condvar,
+    /// The same for tasks.
+    changes: watch::Sender<()>,
     /// Pieces found rotten, for the flight.
     rotten: mpsc::Sender<News>,
 }
@@ -48,7 +50,7 @@ pub(super) enum Commit {
 }
 
 /// Where a follower is in the list of pieces taken back.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Seen(usize);
 
 impl Arrival {
@@ -56,7 +58,17 @@ impl Arrival {
         let have = PieceSet::empty(layout.count());
         let state =
             Mutex::new(State { have, arriving: None, taken_back: Vec::new(), sealed: false, end: None });
-        Self { layout, state, changed: Condvar::new(), rotten }
+        Self { layout, state, changed: Condvar::new(), changes: watch::Sender::new(()), rotten }
+    }
+
+    /// Wakes with whatever a follower may be waiting for.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn notify(&self) {
+        self.changed.notify_all();
+        self.changes.send_replace(());
     }
 
     pub(super) fn layout(&self) -> PieceLayout {
@@ -73,12 +85,12 @@ impl Arrival {
         state.have = arriving.have();
         state.arriving = Some(arriving);
         drop(state);
-        self.changed.notify_all();
+        self.notify();
     }
 
     pub(super) fn arrived(&self, index: u32) {
         self.state.lock().have.insert(index);
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// The piece is not here any more, unless it has been proven meanwhile.
@@ -95,7 +107,7 @@ impl Arrival {
         if let Some(arriving) = arriving {
             arriving.forget(index);
         }
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// Commits what `chain` was run over by the follower at `seen`, unless a piece was taken back meanwhile: then
@@ -126,7 +138,7 @@ impl Arrival {
 
     pub(super) fn end(&self, end: Result<Blob, Arc<PullError>>) {
         self.state.lock().end = Some(end);
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// Lets go of the files: nobody follows any more. `end` is what a late follower is told.
@@ -140,34 +152,76 @@ impl Arrival {
     pub(super) fn next(&self, index: u32, seen: &mut Seen) -> Next {
         loop {
             let mut state = self.state.lock();
-            let news = &state.taken_back[seen.0..];
-            let lowest = news.iter().copied().filter(|&taken| taken < index).min();
-            seen.0 = state.taken_back.len();
-            if let Some(lowest) = lowest {
-                return Next::Rewind(lowest);
-            }
-            let blob = match &state.end {
-                Some(Err(error)) => return Next::Failed(error.clone()),
-                Some(Ok(blob)) => Some(blob.clone()),
-                None => None,
-            };
-            if blob.is_none() && !state.have.contains(index) {
-                self.changed.wait(&mut state);
-                continue;
-            }
-            let arriving = state.arriving.clone();
-            drop(state);
-            match read(index, blob.as_ref(), arriving.as_ref()) {
-                Ok(bytes) => return Next::Piece(bytes),
-                Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
-                Err(ReadError::Rotten { .. }) if blob.is_none() => {
-                    self.take_back(index);
-                    // A full queue is full of the same news.
-                    let _told = self.rotten.try_send(News::Rotten(index));
+            match state.look(index, seen) {
+                Look::Nothing => self.changed.wait(&mut state),
+                Look::Is(next) => return next,
+                Look::Here(whence) => {
+                    drop(state);
+                    if let Some(next) = self.take(index, &whence) {
+                        return next;
+                    }
                 }
-                Err(source) => return Next::Failed(Arc::new(PullError::Read { source })),
             }
         }
+    }
+
+    /// Whether [`Self::try_next`] has anything to say. Memory only.
+    pub(super) fn has_next(&self, index: u32, seen: &Seen) -> bool {
+        !matches!(self.state.lock().look(index, &mut Seen(seen.0)), Look::Nothing)
+    }
+
+    /// As [`Self::next`], but it does not wait; blocking only as long as reading a piece takes.
+    pub(super) fn try_next(&self, index: u32, seen: &mut Seen) -> Option<Next> {
+        let look = self.state.lock().look(index, seen);
+        match look {
+            Look::Nothing => None,
+            Look::Is(next) => Some(next),
+            Look::Here(whence) => self.take(index, &whence),
+        }
+    }
+
+    /// Reads a piece; `None` if it was not there after all.
+    fn take(&self, index: u32, (blob, arriving): &Whence) -> Option<Next> {
+        match read(index, blob.as_ref(), arriving.as_ref()) {
+            Ok(bytes) => return Some(Next::Piece(bytes)),
+            Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
+            Err(ReadError::Rotten { .. }) if blob.is_none() => {
+                self.take_back(index);
+                // A full queue is full of the same news.
+                let _told = self.rotten.try_send(News::Rotten(index));
+            }
+            Err(source) => return Some(Next::Failed(Arc::new(PullError::Read { source }))),
+        }
+        None
+    }
+}
+
+/// Where a piece that is here is read.
+type Whence = (Option<Blob>, Option<Arriving>);
+
+enum Look {
+    Nothing,
+    Is(Next),
+    Here(Whence),
+}
+
+impl State {
+    fn look(&self, index: u32, seen: &mut Seen) -> Look {
+        let news = &self.taken_back[seen.0..];
+        let lowest = news.iter().copied().filter(|&taken| taken < index).min();
+        seen.0 = self.taken_back.len();
+        if let Some(lowest) = lowest {
+            return Look::Is(Next::Rewind(lowest));
+        }
+        let blob = match &self.end {
+            Some(Err(error)) => return Look::Is(Next::Failed(error.clone())),
+            Some(Ok(blob)) => Some(blob.clone()),
+            None => None,
+        };
+        if blob.is_none() && !self.have.contains(index) {
+            return Look::Nothing;
+        }
+        Look::Here((blob, self.arriving.clone()))
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     mesh::Member,
-    origin::OriginError,
+    origin::{Asker, OriginError},
     piece::{Chain, PieceLayout, Statement},
     store::{ArriveError, Arriving, Blob, CommitError},
     swarm::{
@@ -85,6 +85,8 @@ pub(super) type End = Option<Result<Blob, Arc<PullError>>>;
 /// A flight as its handles see it.
 pub(super) struct Flight {
     pub(super) want: Arc<Want>,
+    /// Of those who want the blob, the one in whose name registries are asked.
+    pub(super) asker: Arc<Mutex<Asker>>,
     pub(super) arrival: Arc<Arrival>,
     pub(super) status: watch::Sender<PullStatus>,
     pub(super) end: watch::Sender<End>,
@@ -110,6 +112,7 @@ impl Flight {
         };
         Self {
             arrival: Arc::new(Arrival::new(PieceLayout::of(want.len), news.clone())),
+            asker: Arc::new(Mutex::new(want.asker.clone())),
             want: Arc::new(want),
             status: watch::Sender::new(status),
             end: watch::Sender::new(None),
@@ -128,6 +131,12 @@ impl Flight {
     /// Whether a caller who wants `len` bytes can join: it is the same blob, and has not ended.
     pub(super) fn takes(&self, len: u64) -> bool {
         self.want.len == len && self.end.borrow().is_none()
+    }
+
+    /// Somebody joins who may be let in where the others are not.
+    pub(super) fn asked_also_by(&self, asker: Asker) {
+        let mut current = self.asker.lock();
+        *current = std::mem::take(&mut *current).or(asker);
     }
 
     pub(super) fn called_by(&self, tracker: &str) {

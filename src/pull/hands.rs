@@ -2,16 +2,21 @@
 
 use std::{io, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::{OnceCell, mpsc};
 
 use super::{Shared, Want, arrival::Arrival, flight::News};
-use crate::{origin::Located, piece::Statement};
+use crate::{
+    origin::{Asker, Located},
+    piece::Statement,
+};
 
 /// One task's share of the flight. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Hands {
     pub(super) parts: Arc<Shared>,
     pub(super) want: Arc<Want>,
+    pub(super) asker: Arc<Mutex<Asker>>,
     pub(super) arrival: Arc<Arrival>,
     pub(super) news: mpsc::Sender<News>,
     /// Where the origin has the blob: asked once.

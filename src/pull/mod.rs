@@ -16,6 +16,7 @@ mod flight;
 mod hands;
 mod metrics;
 mod offered;
+mod pieces;
 mod proof;
 mod read;
 mod session;
@@ -33,12 +34,16 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::read::chain_of;
-pub use self::{arrival::PieceReader, metrics::Metrics};
+pub use self::{
+    arrival::PieceReader,
+    metrics::Metrics,
+    pieces::{Pieces, PiecesError},
+};
 use self::{flight::Flight, offered::Readings};
 use crate::{
     mesh::Mesh,
     oci::{Digest, Repository},
-    origin::{self, Origin, OriginError},
+    origin::{self, Asker, Kind, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
     swarm::{Trackers, tracker::Answer},
 };
@@ -78,6 +83,10 @@ pub struct Want {
     pub len: u64,
     /// Repositories that may have it; none: from the mesh only.
     pub origins: Vec<Repository>,
+    /// Whether they have it among their blobs or their manifests.
+    pub kind: Kind,
+    /// In whose name they are asked.
+    pub asker: Asker,
     /// For operators: the image that needs it.
     pub image: Option<String>,
 }
@@ -205,6 +214,7 @@ impl Pulls {
     pub fn start(&self, want: Want) -> Pull {
         let mut flights = self.0.flights.lock();
         if let Some(flight) = flights.get(&want.digest).filter(|flight| flight.takes(want.len)) {
+            flight.asked_also_by(want.asker);
             return Pull { handle: Handle::of(flight) };
         }
         let flight = Arc::new(Flight::new(want.clone()));
@@ -336,5 +346,11 @@ impl Pull {
     #[must_use]
     pub fn reader(&self) -> PieceReader {
         PieceReader::new(self.handle.0.arrival.clone(), self.handle.clone())
+    }
+
+    /// The pieces from `first` on as they arrive, for a task; the last piece of the blob comes once all is proven.
+    #[must_use]
+    pub fn pieces(&self, first: u32) -> Pieces {
+        Pieces::new(self.clone(), self.handle.0.arrival.clone(), first)
     }
 }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{flight::News, hands::Hands};
 use crate::{
-    origin::{Located, OriginError},
+    origin::{Located, OriginError, Sought},
     piece::{Chain, Statement},
     swarm::message::{Failure, Name, Run, Verdict},
 };
@@ -42,10 +42,15 @@ impl Hands {
         self.tell(News::ReadEnded { run, failure }).await;
     }
 
-    async fn locate(&self) -> Result<&Located, OriginError> {
-        let want = &self.want;
-        let locating = || self.parts.origin.locate(&want.origins, &want.digest, want.len);
-        self.located.get_or_try_init(locating).await
+    /// Asked once; what is read is read in the name of whoever can by then.
+    async fn locate(&self) -> Result<Located, OriginError> {
+        let (want, asker) = (&self.want, self.asker.lock().clone());
+        let locating = || async {
+            let (kind, digest, asker) = (want.kind, want.digest.clone(), asker.clone());
+            self.parts.origin.locate_as(&want.origins, &Sought { kind, digest, len: want.len, asker }).await
+        };
+        let located = self.located.get_or_try_init(locating).await?;
+        Ok(located.clone().asked_by(asker))
     }
 
     async fn read_run(&self, run: &Run, chain: Option<Arc<Chain>>) -> Ended {
@@ -55,7 +60,7 @@ impl Hands {
             Err(error) => return Ended::Origin(Arc::new(error)),
         };
         let range = layout.range(run.start).start..layout.range(run.end - 1).end;
-        let mut body = match self.parts.origin.read(at, range.clone()).await {
+        let mut body = match self.parts.origin.read(&at, range.clone()).await {
             Ok(body) => body,
             Err(error) => return Ended::Origin(Arc::new(error)),
         };
@@ -138,7 +143,7 @@ impl Hands {
     async fn read_one(&self, index: u32) -> Result<Statement, OriginError> {
         let range = self.arrival.layout().range(index);
         let at = self.locate().await?;
-        let mut body = self.parts.origin.read(at, range.clone()).await?;
+        let mut body = self.parts.origin.read(&at, range.clone()).await?;
         let mut position = body.start();
         let mut hasher = blake3::Hasher::new();
         while let Some(bytes) = body.next().await {

@@ -77,6 +77,7 @@ impl Session {
         Self {
             hands: Hands {
                 parts: shared.clone(),
+                asker: flight.asker.clone(),
                 arrival: flight.arrival.clone(),
                 news: flight.news.clone(),
                 located: Arc::new(OnceCell::new()),

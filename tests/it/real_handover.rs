@@ -37,7 +37,7 @@ on_every_containerd!(
 );
 
 /// Busybox and ten small layers, about 3 MB: 6 s at the rate below, many times the budget.
-fn stack(lab: &Lab, name: &str) -> Published {
+pub(crate) fn stack(lab: &Lab, name: &str) -> Published {
     let images = lab.images();
     let mut layers = vec![samples::busybox(images, Compression::Gzip).unwrap()];
     layers.extend((0..10).map(|number| samples::noise(images, 200_000, 100 + number).unwrap()));
@@ -106,10 +106,10 @@ fn while_refs_are_held(lab: &Lab, containerd: &Programs, small: &Published) -> (
 /// What others may take while refs are held, in the middle of several tries. It says nothing of the slowest: with eleven
 /// refs held a single container's start took up to 8 s on 1.6 and 1.7, which lock their database for each look at a
 /// held ref, and 0.3 s on 2.x (ARCHITECTURE.md, "Choices"). All tries are printed.
-const OTHERS_MAX: Duration = Duration::from_secs(2);
+pub(crate) const OTHERS_MAX: Duration = Duration::from_secs(2);
 
 /// An odd number, so that the one in the middle says what is usual on a machine that does other things as well.
-const TRIES: usize = 9;
+pub(crate) const TRIES: usize = 9;
 
 fn what_others_take_while_refs_are_held(lab: &Lab, containerd: Programs) {
     stack(lab, "slow/stack:v1");

@@ -60,6 +60,9 @@ fn installs_and_uninstalls(lab: &Lab, containerd: Programs) {
         let name = lab.name(&image.name);
         Cri::new(&example("cri"), started.socket(), lab.dir()).pull(&name).unwrap();
         assert_eq!(counted(&daemon, "intercepted"), 3.0, "{before:?}");
+        // A containerd whose own file names the imports knows of no registry settings but those.
+        let asked = daemon.metrics().unwrap().sum("flotilla_mirror_requests_total", &["status=\"200\""]);
+        assert!(asked > 0.0, "{before:?}: containerd asked the mirror for manifest and config");
         containerd_was_left_nothing(&daemon);
         let unpacked = started.ctr(&["snapshots", "--snapshotter", "flotilla", "ls"]).unwrap();
         assert_eq!(unpacked.matches("Committed").count(), 3, "{before:?}:\n{unpacked}");
@@ -113,7 +116,10 @@ impl Machine {
     }
 
     fn start_flotilla(&self) -> Flotilla {
-        let settings = NodePlan::settings(&self.name, &self.dir, "127.0.0.1", &self.hosts_dir);
+        let mut settings = NodePlan::settings(&self.name, &self.dir, "127.0.0.1", &self.hosts_dir);
+        // What is written into others' settings has a port of its own; this one was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        settings.text("mirror", "listen", &port.to_string());
         Flotilla::start(flotilla_program(), self.dir.join("flotilla"), &settings, None).unwrap()
     }
 
@@ -150,7 +156,7 @@ impl Machine {
 
     /// Every file of `etc`.
     fn files(&self) -> Vec<(PathBuf, String)> {
-        let folders = [self.dir.join("etc"), self.dir.join("etc/conf.d")];
+        let folders = ["etc", "etc/conf.d", "etc/certs.d/_default"].map(|folder| self.dir.join(folder));
         let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
         let paths = entries.map(|entry| entry.path()).filter(|path| path.is_file());
         let mut files: Vec<_> = paths.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
@@ -187,6 +193,7 @@ fn moved(dir: &Path, programs: &Programs) -> String {
         .replace("/opt/containerd", &place("opt"))
         .replace("/var/run/nri/nri.sock", &place("nri.sock"))
         .replace("/etc/cni/net.d", &place("cni"))
+        .replace("/etc/containerd/certs.d:/etc/docker/certs.d", &place("../etc/certs.d"))
 }
 
 /// The fewest settings that keep to `dir`, with a comment to be kept.

@@ -112,7 +112,11 @@ fn install(machine: &Machine) {
     for unit in ["systemd/flotilla.service", "systemd/flotilla.socket"] {
         place("0644", unit, "/etc/systemd/system/");
     }
-    fs::write(machine.at("/etc/flotilla/config.toml"), "[admin]\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    fs::write(
+        machine.at("/etc/flotilla/config.toml"),
+        "[admin]\nlisten = \"127.0.0.1:0\"\n[mirror]\nlisten = \"127.0.0.1:0\"\n",
+    )
+    .unwrap();
 }
 
 fn starts_when_it_is_called(machine: &Machine) {

@@ -115,7 +115,7 @@ fn a_given_socket_is_taken() {
     let at = |name: &str| dir.path().join(name);
     let settings = format!(
         "[node]\ndata_dir = {:?}\nrun_dir = {:?}\n[containerd]\naddress = {:?}\nsnapshot_root = {:?}\n\
-         [mesh]\nca = {:?}\ncert = {:?}\nkey = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+         [mesh]\nca = {:?}\ncert = {:?}\nkey = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n[mirror]\nlisten = \"127.0.0.1:0\"\n",
         at("data"),
         at("run"),
         at("containerd.sock"),

@@ -6,7 +6,7 @@
 //!   containerd-1.7.24/bin/
 //!   containerd-2.1.9/bin/
 //!   containerd-2.4.2/bin/         built with Go, like what follows
-//!   crictl-1.36.0/                crictl, and critest and nerdctl in folders like it
+//!   crictl-1.36.0/                crictl, and critest, nerdctl, crane, oras and regctl in folders like it
 //!   kubelet-1.37.2/               only after `cargo xtask setup kubelet`
 //!   demo/                         the demo's image as a registry's folder
 //! ```
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What must be installed, by the program that shows that it is.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("runc", "runc"),
     ("docker-registry", "docker-registry"),
     ("debootstrap", "debootstrap"),
@@ -34,6 +34,10 @@ const PACKAGES: [(&str, &str); 10] = [
     ("pip3", "python3-pip"),
     ("dpkg-deb", "dpkg"),
     ("systemd-analyze", "systemd"),
+    ("skopeo", "skopeo"),
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("dockerd", "docker.io"),
 ];
 
 /// How one step of the setup ended.
@@ -115,9 +119,16 @@ fn packages() -> Result<Outcome> {
     shell::quiet(command("apt-get").args(["-q", "update"]))?;
     shell::quiet(apt.args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing))?;
     // Debian starts what it installs; the tests start their own.
-    if missing.contains(&"docker-registry") && has("systemctl") {
+    let started = [
+        ("docker-registry", "docker-registry.service"),
+        ("docker.io", "docker.socket"),
+        ("docker.io", "docker.service"),
+        ("docker.io", "containerd.service"),
+        ("podman", "podman.socket"),
+    ];
+    for (_, unit) in started.iter().filter(|(package, _)| missing.contains(package) && has("systemctl")) {
         let _without_systemd_there_is_nothing_to_stop =
-            command("systemctl").args(["disable", "--now", "--quiet", "docker-registry"]).output();
+            command("systemctl").args(["disable", "--now", "--quiet", unit]).output();
     }
     Ok(Outcome::Done)
 }

@@ -32,12 +32,63 @@ const TRANSFER: [&str; 2] = ["plugins", "io.containerd.transfer.v1.local"];
 const IMPORTS_WITHOUT_FILE: &str = "/etc/containerd/conf.d/*.toml";
 
 /// What the settings depend on.
+#[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) version: Version,
     /// The plugin's socket.
     pub(super) socket: PathBuf,
     /// Where the snapshots lie.
     pub(super) root: PathBuf,
+    /// Whether containerd is to pull by the snapshotter, or by the mirror alone.
+    pub(super) snapshotter: bool,
+}
+
+/// Where a containerd from 2.2 on looks for hosts.toml folders without being told.
+const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
+/// Where CRI's registry settings may stand.
+const REGISTRY: [&[&str]; 2] = [
+    &["plugins", "io.containerd.grpc.v1.cri", "registry"],
+    &["plugins", "io.containerd.cri.v1.images", "registry"],
+];
+
+/// Where containerd finds hosts.toml folders, or will.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum HostsDir {
+    /// Its settings say so.
+    Said(PathBuf),
+    /// Nothing is said; it must be told, unless this is where it looks anyway.
+    Unsaid(PathBuf),
+    /// Its settings have `registry.mirrors` or `registry.configs`, beside which it refuses `config_path`.
+    Refused,
+}
+
+/// Where the containerd of the settings file `config` finds hosts.toml folders.
+pub(super) fn hosts_dir(config: &Path) -> anyhow::Result<HostsDir> {
+    let beside = config.parent().unwrap_or(Path::new("/")).join("certs.d");
+    let Some(text) = read(config)? else { return Ok(HostsDir::Unsaid(beside)) };
+    let document = parse(config, &text)?;
+    let mut found = HostsDir::Unsaid(beside);
+    for registry in REGISTRY.iter().filter_map(|names| lookup(&document, names)) {
+        let full = |key: &str| registry.get(key).and_then(Item::as_table_like).is_some_and(|t| !t.is_empty());
+        if full("mirrors") || full("configs") {
+            return Ok(HostsDir::Refused);
+        }
+        let path = registry.get("config_path").and_then(Item::as_str).unwrap_or_default();
+        if let Some(first) = path.split(':').find(|path| !path.is_empty()) {
+            found = HostsDir::Said(first.into());
+        }
+    }
+    Ok(found)
+}
+
+impl Node {
+    /// The folder that containerd must be told of.
+    fn config_path(&self, hosts: &HostsDir) -> Option<String> {
+        let HostsDir::Unsaid(dir) = hosts else { return None };
+        let known = (self.version.major, self.version.minor) >= (2, 2) && dir == Path::new(HOSTS_DIR);
+        (!known).then(|| dir.display().to_string())
+    }
 }
 
 /// Where the drop-in of `config` lies.
@@ -48,9 +99,27 @@ fn drop_in_of(config: &Path) -> PathBuf {
 pub(super) fn install(config: &Path, node: &Node) -> anyhow::Result<Vec<Change>> {
     let before = read(config)?;
     let drop_in = drop_in_of(config);
+    let config_path = node.config_path(&hosts_dir(config)?);
+    // What was installed with the snapshotter keeps it.
+    let had = read(&drop_in)?.is_some_and(|text| text.contains("[proxy_plugins."));
+    let node = &Node { snapshotter: node.snapshotter || had, ..node.clone() };
+    let in_drop_in = node.version.major >= 2 && config_path.is_some();
+    if !node.snapshotter && !in_drop_in {
+        let after = match &config_path {
+            Some(path) => with_config_path(config, before.as_deref(), path)?,
+            None => return Ok(Vec::new()),
+        };
+        let after = Some(after);
+        return Ok(vec![Change { path: config.to_owned(), before, after, backup: Backup::Make }]);
+    }
     let after = with_flotilla(config, before.as_deref(), node, &drop_in)?;
+    let after = match &config_path {
+        Some(path) if node.version.major < 2 => with_config_path(config, Some(&after), path)?,
+        Some(_) | None => after,
+    };
     let file_version = version_of(&parse(config, &after)?);
-    let ours = drop_in_text(node, file_version);
+    // A drop-in of ours that names the folder goes on to name it.
+    let ours = drop_in_text(node, file_version, config_path.as_deref());
     Ok(vec![
         Change { before: read(&drop_in)?, path: drop_in, after: Some(ours), backup: Backup::Leave },
         Change { path: config.to_owned(), before, after: Some(after), backup: Backup::Make },
@@ -61,7 +130,8 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
     let drop_in = drop_in_of(config);
     let before = read(config)?;
     let original = read(&backup_of(config))?;
-    if original.is_none() && read(&drop_in)?.is_none() {
+    let is_ours = before.as_deref().is_some_and(|text| text.starts_with(HEADER));
+    if original.is_none() && read(&drop_in)?.is_none() && !is_ours {
         // Never installed: whatever the file says is its owner's.
         return Ok(Vec::new());
     }
@@ -77,6 +147,17 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
         Change { path: config.to_owned(), before, after, backup },
         Change { before: read(&drop_in)?, path: drop_in, after: None, backup: Backup::Leave },
     ])
+}
+
+/// The main file of an old containerd, told where hosts.toml folders are.
+fn with_config_path(path: &Path, before: Option<&str>, hosts_dir: &str) -> anyhow::Result<String> {
+    let mut document = parse(path, before.unwrap_or(""))?;
+    if document.is_empty() {
+        document["version"] = value(2);
+    }
+    table(&mut document, REGISTRY[0])?["config_path"] = value(hosts_dir);
+    let header = if before.is_none() { HEADER } else { "" };
+    Ok(format!("{header}{document}"))
 }
 
 fn same_settings(path: &Path, a: &str, b: &str) -> bool {
@@ -104,12 +185,12 @@ fn with_flotilla(path: &Path, before: Option<&str>, node: &Node, drop_in: &Path)
             path.display()
         );
     }
-    if node.version.major < 2 {
+    if node.version.major < 2 && node.snapshotter {
         let cri = table(&mut document, &CRI_1)?;
         cri["snapshotter"] = value(SNAPSHOTTER);
         cri["disable_snapshot_annotations"] = value(false);
     }
-    if (node.version.major, node.version.minor) == (1, 7) {
+    if (node.version.major, node.version.minor) == (1, 7) && node.snapshotter {
         unpack_with_flotilla(table(&mut document, &TRANSFER)?)?;
     }
     let mut imports = Array::new();
@@ -199,6 +280,16 @@ fn without_flotilla(
             transfer.remove("unpack_config");
         }
     }
+    let beside = path.parent().unwrap_or(Path::new("/")).join("certs.d").display().to_string();
+    if let Some(registry) = find(&mut document, REGISTRY[0])
+        && registry.get("config_path").and_then(Item::as_str) == Some(&beside)
+    {
+        match lookup(&original, REGISTRY[0]).and_then(|registry| registry.get("config_path")) {
+            Some(old) => registry["config_path"] = old.clone(),
+            None => drop(registry.remove("config_path")),
+        }
+    }
+    remove_empty(&mut document, &original, REGISTRY[0]);
     remove_empty(&mut document, &original, &CRI_1);
     remove_empty(&mut document, &original, &TRANSFER);
     let bare =
@@ -266,10 +357,16 @@ fn lookup<'a>(document: &'a DocumentMut, names: &[&str]) -> Option<&'a Table> {
 }
 
 /// Our own file.
-fn drop_in_text(node: &Node, file_version: i64) -> String {
+fn drop_in_text(node: &Node, file_version: i64, hosts_dir: Option<&str>) -> String {
     let mut document = DocumentMut::new();
     document["version"] = value(file_version);
     let named = "a table of a new document";
+    if let Some(hosts_dir) = hosts_dir.filter(|_| node.version.major >= 2) {
+        table(&mut document, REGISTRY[1]).expect(named)["config_path"] = value(hosts_dir);
+    }
+    if !node.snapshotter {
+        return format!("{HEADER}{document}");
+    }
     let plugin = table(&mut document, &["proxy_plugins", SNAPSHOTTER]).expect(named);
     plugin["type"] = value("snapshot");
     plugin["address"] = value(node.socket.display().to_string());
@@ -307,6 +404,7 @@ mod tests {
             version: version.parse().unwrap(),
             socket: "/run/flotilla/snapshots.sock".into(),
             root: "/var/lib/containerd/io.containerd.snapshotter.v1.flotilla".into(),
+            snapshotter: true,
         }
     }
 
@@ -425,6 +523,34 @@ version = 2
             assert_eq!(names, [other, SNAPSHOTTER]);
             apply(&uninstall(&config).unwrap());
             assert_eq!(read(&config).unwrap().as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn containerd_is_told_where_hosts_toml_lies_unless_it_knows_or_refuses() {
+        let said = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/a:/b\"\n";
+        let mirrors = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = []\n";
+        let (_dir, config) = machine(Some(said));
+        assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()));
+        let (_dir, config) = machine(Some(mirrors));
+        assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Refused);
+        apply(&install(&config, &node("1.7.24")).unwrap());
+        assert!(!read(&config).unwrap().unwrap().contains("config_path"));
+        for version in ["1.6.20", "1.7.24", "2.1.4"] {
+            for snapshotter in [true, false] {
+                let (_dir, config) = machine(Some(WITH_COMMENTS));
+                apply(&install(&config, &Node { snapshotter, ..node(version) }).unwrap());
+                let drop_in = read(&drop_in_of(&config)).unwrap().unwrap_or_default();
+                let both = read(&config).unwrap().unwrap() + &drop_in;
+                assert!(both.contains("config_path = ") && both.contains("/certs.d\""), "{version}: {both}");
+                assert_eq!(both.contains("snapshotter = \"flotilla\""), snapshotter, "{version}: {both}");
+                apply(&uninstall(&config).unwrap());
+                assert_eq!(read(&config).unwrap().as_deref(), Some(WITH_COMMENTS), "{version}");
+                let (_dir, config) = machine(None);
+                apply(&install(&config, &Node { snapshotter, ..node(version) }).unwrap());
+                apply(&uninstall(&config).unwrap());
+                assert_eq!(read(&config).unwrap(), None, "{version}");
+            }
         }
     }
 

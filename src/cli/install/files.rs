@@ -27,6 +27,8 @@ pub(super) enum Backup {
     Make,
     /// Removed: what it held is in place again.
     Remove,
+    /// There is none; the folder of a file that is removed goes as well, if nothing else is in it.
+    WithFolder,
     /// Left as it is, or not wanted.
     Leave,
 }
@@ -63,7 +65,7 @@ impl Change {
                 format!("{path}: written; what was there is in {}", backup_of(&self.path).display())
             }
             (Some(_), Backup::Remove) => format!("{path}: as it was before"),
-            (Some(_), Backup::Make | Backup::Leave) => format!("{path}: written"),
+            (Some(_), Backup::Make | Backup::Leave | Backup::WithFolder) => format!("{path}: written"),
         }
     }
 
@@ -80,6 +82,10 @@ impl Change {
         }
         if self.backup == Backup::Remove {
             remove(&backup)?;
+        }
+        if let (Backup::WithFolder, None, Some(folder)) = (self.backup, &self.after, self.path.parent()) {
+            // It stays where somebody has put something else into it.
+            let _in_use = std::fs::remove_dir(folder);
         }
         Ok(())
     }

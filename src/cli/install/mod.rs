@@ -5,11 +5,15 @@
 //! touched, only our entries are taken out.
 
 mod containerd;
+mod containers;
+mod docker;
 mod files;
+mod hosts;
 mod nerdctl;
 
 use std::{
     io::{BufRead as _, IsTerminal as _, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,27 +21,47 @@ use std::{
 use anyhow::{Context as _, bail};
 use toml_edit::{DocumentMut, TomlError};
 
-use self::files::Change;
+use self::{containerd::HostsDir, files::Change};
 use crate::{containerd::Version, daemon::Settings};
 
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 const NERDCTL_CONFIG: &str = "/etc/nerdctl/nerdctl.toml";
+const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
+const REGISTRIES_DIR: &str = "/etc/containers/registries.conf.d";
 
 /// Whose settings.
 #[derive(Debug, clap::Args)]
 struct Targets {
-    /// containerd's.
+    /// containerd's: the snapshotter, and the mirror in its hosts.toml folders.
     #[arg(long)]
     containerd: bool,
+    /// containerd's: the mirror in its hosts.toml folders alone.
+    #[arg(long)]
+    containerd_mirror: bool,
     /// nerdctl's.
     #[arg(long)]
     nerdctl: bool,
+    /// Docker's: the mirror for its hub.
+    #[arg(long)]
+    docker: bool,
+    /// Podman's, Buildah's and Skopeo's: the mirror for the registries named.
+    #[arg(long)]
+    podman: bool,
+    /// CRI-O's, which are Podman's.
+    #[arg(long)]
+    crio: bool,
     /// containerd's settings file.
     #[arg(long, default_value = CONTAINERD_CONFIG, value_name = "FILE")]
     containerd_config: PathBuf,
     /// nerdctl's settings file.
     #[arg(long, default_value = NERDCTL_CONFIG, value_name = "FILE")]
     nerdctl_config: PathBuf,
+    /// Docker's settings file.
+    #[arg(long, default_value = DOCKER_CONFIG, value_name = "FILE")]
+    docker_config: PathBuf,
+    /// Where Podman and CRI-O read settings of registries.
+    #[arg(long, default_value = REGISTRIES_DIR, value_name = "DIR")]
+    registries_dir: PathBuf,
     /// Show what would change, change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -49,6 +73,20 @@ struct Targets {
     no_restart: bool,
 }
 
+impl Targets {
+    fn of_containerd(&self) -> bool {
+        self.containerd || self.containerd_mirror
+    }
+
+    fn of_containers(&self) -> bool {
+        self.podman || self.crio
+    }
+
+    fn are_none(&self) -> bool {
+        !(self.of_containerd() || self.of_containers() || self.nerdctl || self.docker)
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct InstallArgs {
     #[command(flatten)]
@@ -56,6 +94,9 @@ pub(super) struct InstallArgs {
     /// containerd's version, where `containerd --version` cannot be run.
     #[arg(long, value_name = "VERSION")]
     containerd_version: Option<String>,
+    /// Registries that Podman and CRI-O pull by the mirror.
+    #[arg(long, default_value = "docker.io", value_delimiter = ',', value_name = "HOST")]
+    registries: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -66,7 +107,7 @@ pub(super) struct UninstallArgs {
 
 pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
     let mut changes = Vec::new();
-    if args.targets.containerd {
+    if args.targets.of_containerd() {
         let version: Version = match &args.containerd_version {
             Some(version) => version.parse()?,
             None => installed_version()?,
@@ -76,29 +117,104 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
             version,
             socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),
             root: settings.path("containerd.snapshot_root").unwrap_or_default(),
+            snapshotter: args.targets.containerd,
         };
+        changes.extend(enter_mirror(&args.targets.containerd_config, settings, out)?);
         changes.extend(containerd::install(&args.targets.containerd_config, &node)?);
     }
     if args.targets.nerdctl {
         changes.push(nerdctl::install(&args.targets.nerdctl_config)?);
     }
+    if args.targets.docker {
+        changes.push(docker::install(&args.targets.docker_config, &fixed_mirror_url(settings)?)?);
+    }
+    if args.targets.of_containers() {
+        let mirror = fixed_mirror_url(settings)?;
+        let (change, notes) = containers::install(&args.targets.registries_dir, &args.registries, &mirror)?;
+        for note in notes {
+            writeln!(out, "{note}")?;
+        }
+        changes.push(change);
+    }
     apply(&args.targets, changes, out)
 }
 
-pub(super) fn uninstall(args: &UninstallArgs, out: &mut impl Write) -> anyhow::Result<()> {
+/// Our mirror in containerd's hosts.toml folders. What is left as it is, is said.
+fn enter_mirror(config: &Path, settings: &Settings, out: &mut impl Write) -> anyhow::Result<Vec<Change>> {
+    let dir = match containerd::hosts_dir(config)? {
+        HostsDir::Said(dir) | HostsDir::Unsaid(dir) => dir,
+        HostsDir::Refused => {
+            writeln!(
+                out,
+                "{}: registry.mirrors or registry.configs are set, beside which containerd refuses config_path; the \
+                 mirror is not entered",
+                config.display()
+            )?;
+            return Ok(Vec::new());
+        }
+    };
+    let Some(mirror) = mirror_url(settings) else {
+        writeln!(
+            out,
+            "mirror.listen has no port of its own; the mirror is not entered into {}",
+            dir.display()
+        )?;
+        return Ok(Vec::new());
+    };
+    let hosts::Plan { changes, notes } = hosts::install(&dir, &mirror)?;
+    for note in notes {
+        writeln!(out, "{note}")?;
+    }
+    Ok(changes)
+}
+
+/// Where clients on this node reach the mirror; `None` where each start picks another port.
+fn mirror_url(settings: &Settings) -> Option<String> {
+    let mut address = settings.listen("mirror.listen").filter(|address| address.port() != 0)?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Some(format!("http://{address}"))
+}
+
+fn fixed_mirror_url(settings: &Settings) -> anyhow::Result<String> {
+    mirror_url(settings)
+        .context("mirror.listen has no port of its own, so that nobody can be told of the mirror")
+}
+
+pub(super) fn uninstall(
+    args: &UninstallArgs,
+    settings: &Settings,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let mut changes = Vec::new();
-    if args.targets.containerd {
+    if args.targets.of_containerd() {
+        let dir = containerd::hosts_dir(&args.targets.containerd_config)?;
+        if let (HostsDir::Said(dir) | HostsDir::Unsaid(dir), Some(mirror)) = (dir, mirror_url(settings)) {
+            changes.extend(hosts::uninstall(&dir, &mirror)?);
+        }
         changes.extend(containerd::uninstall(&args.targets.containerd_config)?);
     }
     if args.targets.nerdctl {
         changes.push(nerdctl::uninstall(&args.targets.nerdctl_config)?);
     }
+    if args.targets.docker {
+        changes.push(docker::uninstall(&args.targets.docker_config, &fixed_mirror_url(settings)?)?);
+    }
+    if args.targets.of_containers() {
+        changes.push(containers::uninstall(&args.targets.registries_dir)?);
+    }
     apply(&args.targets, changes, out)
 }
 
 fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyhow::Result<()> {
-    if !targets.containerd && !targets.nerdctl {
-        bail!("say whose settings: --containerd, --nerdctl, or both");
+    if targets.are_none() {
+        bail!(
+            "say whose settings: --containerd, --containerd-mirror, --nerdctl, --docker, --podman or --crio"
+        );
     }
     let changes: Vec<Change> = changes.into_iter().filter(Change::is_needed).collect();
     if changes.is_empty() {
@@ -115,7 +231,13 @@ fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyho
         change.apply()?;
         writeln!(out, "{}", change.done())?;
     }
-    if targets.containerd { offer_restart(targets, out) } else { Ok(()) }
+    if targets.docker {
+        writeln!(out, "Docker reads its mirrors when it is told to: `systemctl reload docker`")?;
+    }
+    if targets.crio {
+        writeln!(out, "CRI-O reads its registries when it is told to: `systemctl reload crio`")?;
+    }
+    if targets.of_containerd() { offer_restart(targets, out) } else { Ok(()) }
 }
 
 fn offer_restart(targets: &Targets, out: &mut impl Write) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::BytesBySource;
 use crate::{
     oci::{self, Descriptor, Index, Manifest, Reference},
-    origin::{Origin, OriginError},
+    origin::{Asker, Kind, Origin, OriginError},
     pull::{Pull, PullState, PullStatus, Pulls, Want},
 };
 
@@ -57,7 +57,9 @@ pub(super) fn pull(
                 let started = layers.into_iter().map(|layer| {
                     let origins = vec![reference.repository.clone()];
                     let image = Some(reference.to_string());
-                    follow(pulls.start(Want { digest: layer.digest, len: layer.size, origins, image }))
+                    let (digest, len) = (layer.digest, layer.size);
+                    let (kind, asker) = (Kind::Blob, Asker::Node);
+                    follow(pulls.start(Want { digest, len, origins, kind, asker, image }))
                 });
                 stream::select_all(started.collect::<Vec<_>>()).left_stream()
             }

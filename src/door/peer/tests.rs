@@ -21,7 +21,7 @@ use crate::{
     identity::testing::Ca,
     mesh::{Role, Seed},
     oci::{Algorithm, Digest, Repository},
-    origin::Origin,
+    origin::{Asker, Kind, Origin},
     piece::PieceLayout,
     pull::{self, Metrics, PullState, Pulls, Want},
     store::Store,
@@ -122,6 +122,8 @@ impl Crowd {
             digest: Digest::of(Algorithm::Sha256, &registry.blob),
             len: len as u64,
             origins: vec![Repository { host: host.clone(), path: "library/test".into() }],
+            kind: Kind::Blob,
+            asker: Asker::Node,
             image: None,
         };
         let ca = Ca::new("mesh");

@@ -82,6 +82,8 @@ pub enum Held {
     FetchedByContainerd,
     /// The namespace has the blob, or has it now from another namespace.
     Present,
+    /// Not held: containerd fetches the blob from this node's own mirror, as it arrives.
+    Mirrored,
     /// Not held, and containerd will fetch the blob; the word for a metric's `reason`.
     Refused(&'static str),
 }

@@ -11,7 +11,12 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 
-use super::{OriginError, Patience, endpoint::Endpoint, error::Said, transport};
+use super::{
+    OriginError, Patience,
+    endpoint::Endpoint,
+    error::{Demand, Said},
+    transport,
+};
 use challenge::{Challenge, challenge};
 use credentials::{Credential, Credentials};
 
@@ -32,6 +37,13 @@ impl Header {
     }
 }
 
+/// Whose session with an endpoint: that of the node, or of somebody whom it does not lend its credentials.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    pub(super) repository: &'a str,
+    pub(super) stranger: bool,
+}
+
 /// Held while a token is fetched, so that a crowd of readers fetches one.
 type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
 
@@ -39,7 +51,7 @@ type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
 pub(super) struct Auth {
     credentials: Credentials,
     patience: Patience,
-    sessions: Mutex<HashMap<(String, String), Session>>,
+    sessions: Mutex<HashMap<(String, String, bool), Session>>,
 }
 
 impl Auth {
@@ -48,8 +60,8 @@ impl Auth {
     }
 
     /// The header that the endpoint took last time, if it is still good.
-    pub(super) async fn header(&self, endpoint: &Endpoint, repository: &str) -> Option<HeaderValue> {
-        let session = self.session(endpoint, repository);
+    pub(super) async fn header(&self, endpoint: &Endpoint, by: By<'_>) -> Option<HeaderValue> {
+        let session = self.session(endpoint, by);
         let header = session.lock().await;
         header.as_ref().filter(|header| header.is_good(Instant::now())).map(|header| header.value.clone())
     }
@@ -61,25 +73,25 @@ impl Auth {
     pub(super) async fn meet(
         &self,
         endpoint: &Endpoint,
-        repository: &str,
+        by: By<'_>,
         demand: &HeaderMap,
         rejected: Option<&HeaderValue>,
     ) -> Result<HeaderValue, OriginError> {
-        let session = self.session(endpoint, repository);
+        let session = self.session(endpoint, by);
         let mut header = session.lock().await;
         let renewed = header.as_ref().filter(|header| header.is_good(Instant::now()));
         if let Some(renewed) = renewed.filter(|header| Some(&header.value) != rejected) {
             return Ok(renewed.value.clone());
         }
         *header = None;
-        let fetched = self.fetch(endpoint, repository, challenge(demand)).await?;
+        let fetched = self.fetch(endpoint, by, challenge(demand)).await?;
         Ok(header.insert(fetched).value.clone())
     }
 
     async fn fetch(
         &self,
         endpoint: &Endpoint,
-        repository: &str,
+        By { repository, stranger }: By<'_>,
         challenge: Option<Challenge>,
     ) -> Result<Header, OriginError> {
         let authority = endpoint.authority();
@@ -87,8 +99,9 @@ impl Auth {
             at: transport::shown(&endpoint.base),
             status: 401,
             said: Said(why.to_owned()),
+            demand: Demand::default(),
         };
-        let credential = self.credentials.find(&authority).await;
+        let credential = if stranger { None } else { self.credentials.find(&authority).await };
         match challenge {
             None => Err(refused("it demands a scheme other than Bearer and Basic")),
             Some(Challenge::Basic) => {
@@ -104,11 +117,11 @@ impl Auth {
         }
     }
 
-    fn session(&self, endpoint: &Endpoint, repository: &str) -> Session {
+    fn session(&self, endpoint: &Endpoint, By { repository, stranger }: By<'_>) -> Session {
         let mut sessions = self.sessions.lock();
         if sessions.len() >= MAX_SESSIONS {
             sessions.clear();
         }
-        sessions.entry((endpoint.base.to_string(), repository.to_owned())).or_default().clone()
+        sessions.entry((endpoint.base.to_string(), repository.to_owned(), stranger)).or_default().clone()
     }
 }

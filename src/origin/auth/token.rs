@@ -4,9 +4,7 @@
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
-use http_body_util::Full;
 use serde::Deserialize;
 use url::{Url, form_urlencoded};
 
@@ -14,6 +12,7 @@ use super::{Credential, Header};
 use crate::origin::{
     OriginError, Patience,
     endpoint::Endpoint,
+    tls::{Outgoing, whole},
     transport::{self, Answer},
 };
 
@@ -77,7 +76,7 @@ fn realm_url(endpoint: &Endpoint, wish: &Wish<'_>) -> Result<Url, OriginError> {
     Ok(url)
 }
 
-fn request(mut url: Url, wish: &Wish<'_>, credential: Option<&Credential>) -> Option<Request<Full<Bytes>>> {
+fn request(mut url: Url, wish: &Wish<'_>, credential: Option<&Credential>) -> Option<Request<Outgoing>> {
     let service = wish.service.unwrap_or_default();
     let mut builder = Request::builder().header(header::ACCEPT, "application/json");
     let body = match credential {
@@ -106,7 +105,7 @@ fn request(mut url: Url, wish: &Wish<'_>, credential: Option<&Credential>) -> Op
             String::new()
         }
     };
-    builder.uri(url.as_str()).body(Full::new(body.into())).ok()
+    builder.uri(url.as_str()).body(whole(body)).ok()
 }
 
 /// `Basic …` for a user and password.

@@ -49,6 +49,8 @@ pub(super) struct ClientPem {
 #[derive(Default, PartialEq, Eq)]
 pub(super) struct Hosts {
     pub(super) specs: Vec<Spec>,
+    /// The base of the registry itself, as opposed to its mirrors.
+    pub(super) registry: Option<Url>,
     /// One line each, naming the file and the mend.
     pub(super) warnings: Vec<String>,
 }
@@ -103,23 +105,36 @@ pub(super) fn ports_of(dirs: &[PathBuf], name: &str) -> Vec<Authority> {
     found
 }
 
-fn find(dirs: &[PathBuf], host: &Authority) -> Option<PathBuf> {
+/// Whether a folder is about this very host.
+pub(super) fn has_folder(dirs: &[PathBuf], host: &Authority) -> bool {
+    let folders = folders(host);
+    dirs.iter().any(|dir| folders.iter().any(|folder| dir.join(folder).is_dir()))
+}
+
+/// What a host's own folder may be called, in the order of looking.
+fn folders(host: &Authority) -> Vec<String> {
     let name = Authority { name: host.name.clone(), port: None }.in_url();
-    let mut folders = Vec::new();
-    if let Some(port) = host.port {
-        folders.extend([format!("{name}_{port}_"), format!("{name}:{port}")]);
-    } else {
-        folders.push(name);
+    match host.port {
+        Some(port) => vec![format!("{name}_{port}_"), format!("{name}:{port}")],
+        None => vec![name],
     }
+}
+
+fn find(dirs: &[PathBuf], host: &Authority) -> Option<PathBuf> {
+    let mut folders = folders(host);
     folders.push("_default".to_owned());
     dirs.iter().flat_map(|dir| folders.iter().map(|folder| dir.join(folder))).find(|path| path.is_dir())
 }
 
 fn from_file(dir: &Path, host: &Authority, plain: &PlainHttp, file: HostsFile) -> Hosts {
     let mut hosts = Hosts::default();
-    for entry in file.mirrors.into_iter().chain([file.server]) {
+    let mirrors = file.mirrors.len();
+    for (index, entry) in file.mirrors.into_iter().chain([file.server]).enumerate() {
         match spec(dir, host, plain, entry, &mut hosts.warnings) {
-            Ok(spec) => hosts.specs.push(spec),
+            Ok(spec) => {
+                hosts.registry = (index == mirrors).then(|| spec.base.clone());
+                hosts.specs.push(spec);
+            }
             Err(warning) => hosts.warnings.push(warning),
         }
     }

@@ -46,7 +46,8 @@ impl NodePlan {
             .text("mesh", "listen", &format!("{address}:{MESH_PORT}"))
             .text("mesh", "advertise", &format!("{address}:{MESH_PORT}"))
             .list("registry", "hosts_dir", &[hosts_dir.display().to_string()])
-            .text("admin", "listen", "127.0.0.1:0");
+            .text("admin", "listen", "127.0.0.1:0")
+            .text("mirror", "listen", "127.0.0.1:0");
         settings
     }
 

@@ -14,7 +14,7 @@ pub(crate) fn cache() -> Option<PathBuf> {
     chosen.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/flotilla")))
 }
 
-/// A client that `cargo xtask setup` built, `crictl`, `critest`, `nerdctl` or on demand `kubelet`, where Go was there to
+/// A client that `cargo xtask setup` built, `crictl`, `critest`, `nerdctl`, `crane`, `oras`, `regctl` or on demand `kubelet`, where Go was there to
 /// build it.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let folders = fs::read_dir(cache()?).ok()?.flatten().map(|entry| entry.path());

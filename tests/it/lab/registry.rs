@@ -139,6 +139,19 @@ pub(crate) fn lead_to(hosts_dir: &Path, host: &str, other: &str) -> Result<()> {
         .map_err(|error| format!("writing hosts.toml in {}: {error}", folder.display()).into())
 }
 
+/// Writes the `hosts.toml` by which containerd asks a node's mirror for `host` before it asks `host` itself.
+pub(crate) fn lead_by_mirror(hosts_dir: &Path, host: &str, mirror: &str) -> Result<()> {
+    let folder = hosts_dir.join(host);
+    let text = format!(
+        "server = \"http://{host}\"\n\n\
+         [host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n\
+         [host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
+    );
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(folder.join("hosts.toml"), text))
+        .map_err(|error| format!("writing hosts.toml in {}: {error}", folder.display()).into())
+}
+
 /// One line `… msg="response completed" … http.request.method=GET …` of the registry's log.
 fn parse(line: &str) -> Option<Request> {
     // An error answer is logged twice, once with its error; this line is logged for every answer.

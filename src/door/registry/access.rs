@@ -1,0 +1,210 @@
+//! Who may have what: the registry says so, once in a while, to the client's own credentials.
+//!
+//! ```text
+//! verify       the registry is asked; while it is down, nobody gets what he has not been granted lately
+//! offline-ok   the registry is asked; while it is down, whoever knows the digest may have what the cluster has
+//! digest       whoever knows the digest may have it
+//! ```
+//! A digest is 256 bits that only a manifest tells, and manifests are given out like everything else here. So the
+//! default is offline-ok: a registry that is down stops no rollout whose bytes the cluster holds. Down is a registry
+//! only if it has answered before, or if somebody has written it into the settings: a made-up one opens nothing.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    oci::{Digest, Repository},
+    origin::{Asker, Kind, Origin, OriginError},
+};
+
+/// A grant counts for so long: a pull with its retries, and not much longer than a token lives.
+pub const GRANTED_FOR: Duration = Duration::from_secs(300);
+
+/// How long a registry may take to say who may have what, before it counts as down.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// A registry that was down is not asked again for so long: every request would wait for it anew.
+const DOWN_FOR: Duration = Duration::from_secs(5);
+
+/// Grants remembered, of 200 bytes each; beyond it all are asked for again.
+const GRANTS_MAX: usize = 1 << 14;
+
+/// Registries remembered.
+const HOSTS_MAX: usize = 1024;
+
+/// When a client may have what it names by digest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    Verify,
+    Digest,
+    #[default]
+    OfflineOk,
+}
+
+/// What the registry said of something that may be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Grant {
+    /// Bytes, where somebody said.
+    pub(super) len: Option<u64>,
+    /// The registry could not be asked.
+    pub(super) unchecked: bool,
+}
+
+/// One question: who wants what of which repository. Credentials are kept as a keyed hash.
+type Question = (Repository, Digest, [u8; 32]);
+
+/// Held while the registry is asked, so that a crowd of clients asks once.
+type Answered = Arc<tokio::sync::Mutex<Option<(Grant, Instant)>>>;
+
+/// Asks, and remembers.
+pub(super) struct Gate {
+    access: Access,
+    origin: Origin,
+    default_upstream: String,
+    /// Of this process alone.
+    key: [u8; 32],
+    grants: Mutex<HashMap<Question, Answered>>,
+    answered: Mutex<HashSet<String>>,
+    down: Mutex<HashMap<String, Instant>>,
+}
+
+impl Gate {
+    pub(super) fn new(access: Access, origin: Origin, default_upstream: String) -> Self {
+        Self {
+            access,
+            origin,
+            default_upstream,
+            key: rand::random(),
+            grants: Mutex::default(),
+            answered: Mutex::default(),
+            down: Mutex::default(),
+        }
+    }
+
+    /// Whether `asker` may have `digest` of `repository`.
+    ///
+    /// # Errors
+    /// What the registry says if he may not, or that it is down and the policy wants its word.
+    pub(super) async fn grant(
+        &self,
+        repository: &Repository,
+        (kind, digest): (Kind, &Digest),
+        asker: &Asker,
+    ) -> Result<Grant, OriginError> {
+        if self.access == Access::Digest {
+            return Ok(Grant::default());
+        }
+        let entry = self.entry((repository.clone(), digest.clone(), self.hash(asker)));
+        let mut entry = entry.lock().await;
+        if let Some((grant, until)) = entry.as_ref()
+            && Instant::now() < *until
+        {
+            return Ok(grant.clone());
+        }
+        match self.ask(repository, (kind, digest), asker).await {
+            Ok(len) => {
+                let grant = Grant { len: Some(len), unchecked: false };
+                *entry = Some((grant.clone(), Instant::now() + GRANTED_FOR));
+                Ok(grant)
+            }
+            Err(error) if error.is_outage() && self.goes_on_without(repository).await => {
+                tracing::info!(%repository, %digest, "served unchecked: {}", crate::pull::chain_of(&error));
+                Ok(Grant { len: None, unchecked: true })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The registry has let `asker` have a document of `repository` just now.
+    pub(super) async fn granted(&self, repository: &Repository, digest: &Digest, len: u64, asker: &Asker) {
+        self.heard_of(&repository.host);
+        let entry = self.entry((repository.clone(), digest.clone(), self.hash(asker)));
+        let grant = Grant { len: Some(len), unchecked: false };
+        *entry.lock().await = Some((grant, Instant::now() + GRANTED_FOR));
+    }
+
+    /// Whether a registry that does not answer is one that is down, and may be done without.
+    pub(super) async fn is_missed(&self, repository: &Repository) -> bool {
+        let known = self.answered.lock().contains(&repository.host);
+        known || repository.host == self.default_upstream || self.origin.is_configured(&repository.host).await
+    }
+
+    /// Tells one client's credentials from another's.
+    pub(super) fn hash(&self, asker: &Asker) -> [u8; 32] {
+        match asker {
+            Asker::Client(Some(pass)) => *blake3::keyed_hash(&self.key, pass.as_bytes()).as_bytes(),
+            Asker::Client(None) | Asker::Node => [0; 32],
+        }
+    }
+
+    /// An error right away if the registry was down a moment ago.
+    pub(super) fn is_up(&self, host: &str) -> Result<(), OriginError> {
+        let until = self.down.lock().get(host).copied();
+        match until {
+            Some(until) if Instant::now() < until => {
+                Err(OriginError::Stalled { at: host.to_owned(), after: DOWN_FOR })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What came of asking a registry.
+    pub(super) fn heard<T>(&self, host: &str, answer: &Result<T, OriginError>) {
+        match answer {
+            Err(error) if error.is_outage() => {
+                let mut down = self.down.lock();
+                if down.len() >= HOSTS_MAX {
+                    down.clear();
+                }
+                down.insert(host.to_owned(), Instant::now() + DOWN_FOR);
+            }
+            // It answers, whatever it says; or there is no such registry.
+            Ok(_) => self.heard_of(host),
+            Err(error) if error.status().is_some() => self.heard_of(host),
+            Err(_) => {}
+        }
+    }
+
+    fn heard_of(&self, host: &str) {
+        let mut answered = self.answered.lock();
+        if answered.len() < HOSTS_MAX {
+            answered.insert(host.to_owned());
+        }
+    }
+
+    async fn goes_on_without(&self, repository: &Repository) -> bool {
+        match self.access {
+            Access::Verify => false,
+            Access::Digest => true,
+            Access::OfflineOk => self.is_missed(repository).await,
+        }
+    }
+
+    async fn ask(
+        &self,
+        repository: &Repository,
+        wanted: (Kind, &Digest),
+        asker: &Asker,
+    ) -> Result<u64, OriginError> {
+        self.is_up(&repository.host)?;
+        let asking = self.origin.reach(repository, wanted, asker);
+        let answer = tokio::time::timeout(ANSWER_MAX, asking).await;
+        let stalled = |_| Err(OriginError::Stalled { at: repository.to_string(), after: ANSWER_MAX });
+        let answer = answer.unwrap_or_else(stalled);
+        self.heard(&repository.host, &answer);
+        answer
+    }
+
+    fn entry(&self, question: Question) -> Answered {
+        let mut grants = self.grants.lock();
+        if grants.len() >= GRANTS_MAX {
+            grants.clear();
+        }
+        grants.entry(question).or_default().clone()
+    }
+}

@@ -1,0 +1,235 @@
+//! Blobs, whole or in part, handed on while they arrive.
+//!
+//! Each piece was checked before it is handed on. That all of them are the digest's is known only with the last one, so
+//! that one waits: a blob that is not what its digest says never ends in good order, and the connection breaks.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use http::{Response, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    Door,
+    manifests::Client,
+    range::{self, Wanted},
+    reply::{self, BrokenOff, Reply, Sort},
+    route::Asked,
+};
+use crate::{
+    oci::Digest,
+    origin::Kind,
+    piece::PieceLayout,
+    pull::{Pieces, PiecesError, Pull, Pulls, Want},
+};
+
+/// A blob is given up when no piece has come for so long, of it or of any other that shares the node's links: a pull
+/// ends by itself when its sources fail, and a client that goes to the registry instead is better off.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pieces that wait for the client, beside the one that it is being sent.
+const AHEAD: usize = 1;
+/// How often a blob that rots while it is sent is fetched again.
+const ROTTEN_MAX: u32 = 3;
+
+impl Door {
+    pub(super) async fn blob(&self, asked: &Asked, digest: &Digest, client: &Client) -> Reply {
+        let grant = self.gate.grant(&asked.repository, (Kind::Blob, digest), &client.asker).await;
+        let grant = match grant {
+            Ok(grant) => grant,
+            Err(error) => return reply::refused(Sort::Blob, &error),
+        };
+        let len = match grant.len.or_else(|| self.len_here(digest)) {
+            Some(len) => len,
+            None if grant.unchecked => {
+                return reply::error(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "nobody here knows it");
+            }
+            None => {
+                let reach = self.parts.origin.reach(&asked.repository, (Kind::Blob, digest), &client.asker);
+                match reach.await {
+                    Ok(len) => len,
+                    Err(error) => return reply::refused(Sort::Blob, &error),
+                }
+            }
+        };
+        let mut reply = match range::wanted(client.range.as_deref(), len) {
+            Wanted::Unsatisfiable => return unsatisfiable(len),
+            Wanted::Whole => self.bytes(asked, digest, (0..len, len), client).await,
+            Wanted::Part(part) => {
+                let mut reply = self.bytes(asked, digest, (part.clone(), len), client).await;
+                if reply.status() == StatusCode::OK {
+                    *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+                    let content_range = format!("bytes {}-{}/{len}", part.start, part.end - 1);
+                    reply::set(&mut reply, header::CONTENT_RANGE, &content_range);
+                }
+                reply
+            }
+        };
+        if grant.unchecked && reply.status().is_success() {
+            reply::set(&mut reply, header::WARNING, reply::UNCHECKED);
+        }
+        reply
+    }
+
+    async fn bytes(
+        &self,
+        asked: &Asked,
+        digest: &Digest,
+        (window, len): (Range<u64>, u64),
+        client: &Client,
+    ) -> Reply {
+        let body = if client.head {
+            reply::full(Bytes::new())
+        } else {
+            let want = Want {
+                digest: digest.clone(),
+                len,
+                origins: vec![asked.repository.clone()],
+                kind: Kind::Blob,
+                asker: client.asker.clone(),
+                image: Some(asked.repository.to_string()),
+            };
+            let mut sending = Sending::new(self.parts.pulls.clone(), want, window.clone());
+            // With its first piece it is known whether there is anything to send at all.
+            let first = match sending.next().await {
+                Some(Err(PiecesError::Failed { source, .. })) => return reply::failed(Sort::Blob, &source),
+                Some(Err(error @ PiecesError::Replaced { .. })) => {
+                    let message = crate::pull::chain_of(&error);
+                    return reply::error(StatusCode::BAD_GATEWAY, "UNAVAILABLE", &message);
+                }
+                Some(Ok(bytes)) => bytes,
+                None => Bytes::new(),
+            };
+            let (sender, receiver) = mpsc::channel(AHEAD);
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move { stop.run_until_cancelled(sending.run(first, sender)).await });
+            let pieces = ReceiverStream::new(receiver).map_ok(Frame::data).map_err(BrokenOff::Pieces);
+            StreamBody::new(pieces).boxed_unsync()
+        };
+        let mut reply = Response::new(body);
+        reply::name(&mut reply, digest);
+        reply::set(&mut reply, header::CONTENT_TYPE, "application/octet-stream");
+        reply::set(&mut reply, header::CONTENT_LENGTH, &(window.end - window.start).to_string());
+        reply::set(&mut reply, header::ACCEPT_RANGES, "bytes");
+        reply
+    }
+
+    /// The length of something that is here, or that a manifest told of.
+    pub(super) fn len_here(&self, digest: &Digest) -> Option<u64> {
+        let stored = self.parts.store.get(digest).map(|blob| blob.len());
+        let offered = || self.parts.store.unread().into_iter().find(|(offered, _)| offered == digest);
+        let here = stored.or_else(|| self.known.len_of(digest));
+        here.or_else(|| offered().map(|(_, len)| len))
+    }
+}
+
+fn unsatisfiable(len: u64) -> Reply {
+    let message = format!("the blob has {len} bytes");
+    let mut reply = reply::error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", &message);
+    reply::set(&mut reply, header::CONTENT_RANGE, &format!("bytes */{len}"));
+    reply
+}
+
+/// A part of a blob on its way to a client.
+struct Sending {
+    pulls: Pulls,
+    want: Want,
+    pull: Pull,
+    pieces: Pieces,
+    layout: PieceLayout,
+    /// What is still to be sent.
+    window: Range<u64>,
+    over: bool,
+    rotten: u32,
+}
+
+impl Sending {
+    fn new(pulls: Pulls, want: Want, window: Range<u64>) -> Self {
+        let layout = PieceLayout::of(want.len);
+        let first = u32::try_from(window.start / layout.piece_len()).expect("no more than there are pieces");
+        let pull = pulls.start(want.clone());
+        let pieces = pull.pieces(first);
+        Self { pulls, want, pull, pieces, layout, window, over: false, rotten: 0 }
+    }
+
+    /// What is to be sent next; `None` once all of it was.
+    async fn next(&mut self) -> Option<Result<Bytes, PiecesError>> {
+        loop {
+            if self.over {
+                return None;
+            }
+            let index = self.pieces.index();
+            match self.next_piece().await? {
+                Ok(piece) => return Some(Ok(self.cut(index, &piece))),
+                // What was sent is the blob's: the piece that has rotted is the same in any other copy.
+                Err(error) if error.is_rot() && self.rotten < ROTTEN_MAX => {
+                    self.rotten += 1;
+                    tracing::warn!(digest = %self.want.digest, piece = index, "rot in the store: fetched again");
+                    self.pull = self.pulls.start(self.want.clone());
+                    self.pieces = self.pull.pieces(index);
+                }
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Waits for a piece as long as any piece comes.
+    async fn next_piece(&mut self) -> Option<Result<Bytes, PiecesError>> {
+        let began = Instant::now();
+        let next = self.pieces.next();
+        tokio::pin!(next);
+        loop {
+            match tokio::time::timeout(LOOK_EVERY, &mut next).await {
+                Ok(next) => return next,
+                Err(_) => {
+                    let others =
+                        self.pulls.list().into_iter().filter_map(|status| status.last_piece_at).max();
+                    let own = self.pull.status().last_piece_at;
+                    let last = own.into_iter().chain(others).fold(began, Instant::max);
+                    if last.elapsed() > STALLED_AFTER {
+                        let digest = self.want.digest.clone();
+                        let reason = format!("no piece has come for {STALLED_AFTER:?}");
+                        let source = crate::pull::PullError::Swarm { digest: digest.clone(), reason }.into();
+                        return Some(Err(PiecesError::Failed { digest, source }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The part of piece `index` that is wanted.
+    fn cut(&mut self, index: u32, piece: &Bytes) -> Bytes {
+        let range = self.layout.range(index);
+        let within =
+            |at: u64| usize::try_from(at.clamp(range.start, range.end) - range.start).expect("a piece");
+        let bytes = piece.slice(within(self.window.start)..within(self.window.end));
+        self.window.start = self.window.end.min(range.end);
+        self.over = self.window.is_empty();
+        bytes
+    }
+
+    async fn run(mut self, first: Bytes, sender: mpsc::Sender<Result<Bytes, PiecesError>>) {
+        let mut next = Some(Ok(first));
+        while let Some(bytes) = next {
+            if let Err(error) = &bytes {
+                tracing::warn!(digest = %self.want.digest, "a client's blob breaks off: {}", crate::pull::chain_of(error));
+            }
+            if sender.send(bytes).await.is_err() {
+                tracing::debug!(digest = %self.want.digest, left = self.window.end - self.window.start, "a client went away");
+                return;
+            }
+            next = self.next().await;
+        }
+    }
+}

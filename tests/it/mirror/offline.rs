@@ -1,0 +1,69 @@
+//! A registry that is down: what can still be had, and what the answer says of it.
+
+use http::StatusCode;
+
+use super::{Alone, noise, publish};
+use crate::registry::{Fault, Registry};
+
+/// A registry that is out of order for good.
+const DOWN: Fault = Fault::ServerError { times: u32::MAX };
+
+/// Access, whether tags count offline; then what becomes of digest and tag while the registry is down.
+async fn while_down(access: &str, offline_tags: &str) -> (super::Got, super::Got, super::Got) {
+    let registry = Registry::start().await;
+    let layer = noise(600_000, 1);
+    let manifest = publish(&registry, "team/app", "v1", std::slice::from_ref(&layer));
+    let alone = Alone::start(|settings| {
+        settings.text("mirror", "access", access).set("mirror", "offline_tags", offline_tags);
+        settings.text("mirror", "tag_ttl", "0s");
+    });
+    // Two clients: what one was granted is not the other's.
+    let path = |rest: &str| format!("/v2/team/app/{rest}?ns={}", registry.host());
+    let blob = path(&format!("blobs/{}", super::digest(&layer)));
+    assert_eq!(alone.get(&path("manifests/v1")).await.status, StatusCode::OK);
+    assert!(alone.get(&blob).await.bytes == layer);
+    registry.switch_on(DOWN);
+    let other = [("authorization", "Bearer another")];
+    let ask = |path: String| {
+        let alone = &alone;
+        async move { alone.ask(http::Method::GET, &path, &other).await }
+    };
+    let by_digest = ask(path(&format!("manifests/{manifest}"))).await;
+    let by_tag = ask(path("manifests/v1")).await;
+    (by_digest, by_tag, ask(blob).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_here_is_had_by_digest_and_the_answer_says_that_nobody_was_asked() {
+    let (manifest, tag, blob) = while_down("offline-ok", "false").await;
+    assert_eq!((manifest.status, blob.status, blob.whole), (StatusCode::OK, StatusCode::OK, true));
+    assert!(manifest.header("warning").starts_with("111 ") && blob.header("warning").starts_with("111 "));
+    assert_eq!(tag.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_tag_where_the_setting_allows_it() {
+    let (_, tag, _) = while_down("offline-ok", "true").await;
+    assert_eq!(tag.status, StatusCode::OK);
+    assert!(tag.header("warning").starts_with("110 "), "{:?}", tag.headers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_registrys_word_is_wanted_nothing_is_had_without_it() {
+    let (manifest, tag, blob) = while_down("verify", "false").await;
+    for got in [manifest, tag, blob] {
+        assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_never_was_opens_nothing() {
+    let registry = Registry::start().await;
+    let bytes = noise(1000, 2);
+    let name = registry.put_blob("team/app", bytes.clone());
+    let alone = Alone::start(|_| {});
+    let path = |host: &str| format!("/v2/team/app/blobs/{name}?ns={host}");
+    assert!(alone.get(&path(&registry.host())).await.bytes == bytes);
+    // Nobody listens on port 1.
+    assert_eq!(alone.get(&path("127.0.0.1:1")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
