@@ -14,6 +14,7 @@ mod arrival;
 mod fetch;
 mod flight;
 mod hands;
+mod lengths;
 mod metrics;
 mod offered;
 mod pieces;

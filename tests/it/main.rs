@@ -21,6 +21,7 @@ mod real_layers;
 mod real_lies;
 mod real_mesh;
 mod real_mirror;
+mod real_mirror_mesh;
 mod real_origin;
 mod real_peers;
 mod real_pull;

@@ -5,6 +5,7 @@
 //!                                  └▶ HTTP/1.1: GET /v1/blobs/<digest>/pieces/<index>
 //!                                               GET /v1/blobs/<digest>/chain
 //!                                               GET /v1/blobs/<digest>/statements
+//!                                               GET /v1/blobs/<digest>/length
 //! ```
 //! A piece is checked on its way out by the store. A few uploads run at full speed; the rest is told to look
 //! elsewhere, where by then somebody has the piece. Whoever holds a certificate of the mesh's CA may ask for

@@ -34,6 +34,7 @@ enum Asked {
     Piece(u32),
     Chain,
     Statements,
+    Length,
 }
 
 impl Door {
@@ -49,7 +50,7 @@ impl Door {
         }
         let patience = match asked {
             Asked::Piece(_) => PIECE_WAIT,
-            Asked::Chain | Asked::Statements => CHAIN_WAIT,
+            Asked::Chain | Asked::Statements | Asked::Length => CHAIN_WAIT,
         };
         if !self.parts.pulls.read_offered(&digest, patience).await {
             return busy();
@@ -62,6 +63,7 @@ impl Door {
                 Here::Arriving(_) => empty(StatusCode::NOT_FOUND),
             },
             Asked::Statements => full(statements(&here), None),
+            Asked::Length => full(length(&here).to_string().into(), None),
         }
     }
 
@@ -95,9 +97,17 @@ fn parse(path: &str) -> Option<(Digest, Asked)> {
     let asked = match rest {
         "chain" => Asked::Chain,
         "statements" => Asked::Statements,
+        "length" => Asked::Length,
         piece => Asked::Piece(piece.strip_prefix("pieces/")?.parse().ok()?),
     };
     Some((digest.parse().ok()?, asked))
+}
+
+fn length(here: &Here) -> u64 {
+    match here {
+        Here::Whole(blob) => blob.len(),
+        Here::Arriving(arriving) => arriving.layout().blob_len(),
+    }
 }
 
 /// 32 bytes a piece, zeros for one that is not here.
@@ -175,6 +185,7 @@ mod tests {
         assert!(matches!(asked("pieces/7"), Some(Asked::Piece(7))));
         assert!(matches!(asked("chain"), Some(Asked::Chain)));
         assert!(matches!(asked("statements"), Some(Asked::Statements)));
+        assert!(matches!(asked("length"), Some(Asked::Length)));
         for odd in ["pieces/", "pieces/-1", "pieces/4294967296", "pieces/1/2", "", "chain/"] {
             assert!(asked(odd).is_none(), "{odd}");
         }

@@ -75,7 +75,11 @@ impl Door {
             Err(error) => return reply::refused(Sort::Manifest, &error),
         };
         let warning = grant.unchecked.then_some(reply::UNCHECKED);
-        let Some(len) = grant.len.or_else(|| self.len_here(digest)) else {
+        let len = match grant.len.or_else(|| self.len_here(digest)) {
+            Some(len) => Some(len),
+            None => self.parts.pulls.len_elsewhere(digest).await,
+        };
+        let Some(len) = len else {
             return match grant.unchecked {
                 true => reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "nobody here knows it"),
                 false => self.passed(asked, digest, client).await,

@@ -1,0 +1,118 @@
+//! Clients of several nodes' mirrors: a crowd, a liar among the members, a registry that goes away.
+
+use std::thread;
+
+use flotilla::oci::{Algorithm, Digest};
+use http::Method;
+use tokio::runtime::Runtime;
+
+use crate::{
+    lab::{Lab, containerd::Programs, image::Published, node::MESH_PORT, node::Node, story::tell},
+    liar::Liar,
+    mirror::{Got, ask},
+    real_image::eventually,
+    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet, metric},
+};
+
+#[test]
+fn a_crowd_by_its_mirrors_asks_the_registry_once() {
+    tell("1.6", crowd);
+}
+
+#[test]
+fn a_member_that_lies_costs_a_client_no_wrong_byte() {
+    tell("1.6", liar);
+}
+
+#[test]
+fn a_registry_that_goes_away_fails_no_pull_by_digest() {
+    tell("1.6", outage);
+}
+
+/// A client of one node's mirror.
+struct Client<'a> {
+    /// As `ns` names it.
+    registry: String,
+    mirror: String,
+    image: &'a Published,
+    runtime: Runtime,
+}
+
+impl<'a> Client<'a> {
+    fn of(lab: &Lab, node: &Node, image: &'a Published) -> Self {
+        let mirror = node.daemon().unwrap().address_of("mirror").unwrap();
+        Self { registry: lab.host(), mirror, image, runtime: Runtime::new().unwrap() }
+    }
+
+    fn get(&self, rest: &str) -> Got {
+        let repository = self.image.name.split(':').next().unwrap();
+        let path = format!("/v2/{repository}/{rest}?ns={}", self.registry);
+        self.runtime.block_on(ask(&self.mirror, Method::GET, &path, &[]))
+    }
+
+    /// Pulls manifest and layers by their digests, and checks each.
+    fn pulls_by_digest(&self) {
+        let blobs = self.image.layers.iter().map(|layer| format!("blobs/{}", layer.blob.digest));
+        for rest in [format!("manifests/{}", self.image.manifest.digest)].into_iter().chain(blobs) {
+            let got = self.get(&rest);
+            assert!(got.status.is_success() && got.whole, "{rest}: {} {:?}", got.status, got.bytes);
+            let digest = Digest::of(Algorithm::Sha256, &got.bytes).to_string();
+            assert!(rest.ends_with(&digest), "{rest} is {digest}");
+        }
+    }
+}
+
+fn crowd(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/mirrored:v1");
+    // Four seconds for one node alone: all are there before anybody has it.
+    let mut nodes =
+        lab.crowd_of(&containerd, 4, |plan| plan.setting("registry", "origin_rate", "\"4MiB\"")).unwrap();
+    meet(&mut nodes);
+    let clients: Vec<_> = nodes.iter().map(|node| Client::of(lab, node, &image)).collect();
+    thread::scope(|scope| {
+        let pulls: Vec<_> = clients.iter().map(|client| scope.spawn(|| client.pulls_by_digest())).collect();
+        pulls.into_iter().for_each(|pull| pull.join().unwrap());
+    });
+    let (sent, by_containerd) = layers_sent(&lab.registry(), &image);
+    let over = sent as f64 / layer_bytes(&image) as f64;
+    eprintln!("the registry sent {over:.3} x the layers to four nodes");
+    assert!(over <= 1.25 && by_containerd == 0, "{over}");
+    assert!(nodes.iter().map(|node| bytes_from(node, "peer")).sum::<u64>() > layer_bytes(&image));
+}
+
+fn liar(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/lied:v1");
+    // The second daemon listens beside its address: at it is the liar.
+    let mut nodes = lab
+        .crowd_of(&containerd, 2, |plan| {
+            let (name, address) = plan.place();
+            let beside = format!("\"{address}:{}\"", MESH_PORT + 1);
+            if name == "n2" { plan.setting("mesh", "listen", &beside) } else { plan }
+        })
+        .unwrap();
+    let daemon: std::net::SocketAddr = nodes[1].flotilla().address_of("mesh").unwrap().parse().unwrap();
+    let mut address = daemon;
+    address.set_port(MESH_PORT);
+    let _liar = Liar::start("n2", &lab.dir().join("tls"), address, daemon);
+    meet(&mut nodes);
+    Client::of(lab, &nodes[1], &image).pulls_by_digest();
+    Client::of(lab, &nodes[0], &image).pulls_by_digest();
+    assert!(metric(&nodes[0], "flotilla_pieces_refused_total", &["peer=\"n2\""]) > 0, "it lied");
+}
+
+fn outage(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/kept:v1");
+    let mut nodes = lab.crowd(&containerd, 3).unwrap();
+    meet(&mut nodes);
+    Client::of(lab, &nodes[0], &image).pulls_by_digest();
+    lab.registry().process().kill().unwrap();
+    for node in &nodes[1..] {
+        let client = Client::of(lab, node, &image);
+        client.pulls_by_digest();
+        let manifest = client.get(&format!("manifests/{}", image.manifest.digest));
+        assert!(manifest.header("warning").starts_with("111 "), "{:?}", manifest.headers);
+        assert_eq!(client.get("manifests/v1").status.as_u16(), 503, "a tag is the registry's word");
+        assert_eq!(bytes_from(node, "origin"), 0);
+    }
+    eventually("the pulls to be told", || bytes_from(&nodes[1], "peer") >= layer_bytes(&image));
+}
