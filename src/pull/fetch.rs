@@ -64,10 +64,7 @@ impl Hands {
 
     /// Keeps a small blob that came inside the tracker's answer.
     pub(super) async fn given(self, tracker: Member, bytes: Bytes, chain: Option<Arc<Chain>>) {
-        let (len, is_one_piece) = (bytes.len(), self.arrival.layout().count() == 1);
-        if !is_one_piece || len != self.arrival.layout().len_of(0) {
-            return;
-        }
+        let len = bytes.len();
         let outcome = self.keep(&tracker, 0, bytes, (Check::Chain, chain)).await;
         if outcome == Fetched::Wrong {
             self.parts.refuse("mismatch", &tracker.name);

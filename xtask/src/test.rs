@@ -22,6 +22,10 @@ struct Tally {
     skipped_themselves: u32,
     /// Names of failed tests and checks, for the end.
     failures: Vec<String>,
+    /// What failed tests printed, for the end too: of a long run only that may have been kept.
+    causes: Vec<String>,
+    /// Within the output of tests that failed, lines that may still be kept of this one.
+    cause_lines_left: Option<usize>,
     /// Reasons, each once.
     reasons: Vec<String>,
 }
@@ -43,12 +47,18 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     for reason in &tally.reasons {
         println!("{reason}");
     }
+    for cause in &tally.causes {
+        println!("{cause}");
+    }
     for failure in &tally.failures {
         println!("failed: {failure}");
     }
     println!("{} passed, {} failed, {} skipped", tally.passed(), tally.failed, tally.skipped());
     Ok(tally.failed == 0)
 }
+
+/// Lines kept of what one failed test printed: a panic with its values, not what its daemons said.
+const CAUSE_LINES: usize = 15;
 
 impl Tally {
     fn passed(&self) -> u32 {
@@ -108,6 +118,7 @@ impl Tally {
                 self.reasons.push(line.to_owned());
             }
         }
+        self.read_cause(line);
         // `test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.00s`
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
@@ -124,6 +135,21 @@ impl Tally {
             }
         }
     }
+
+    /// Keeps the beginning of each failed test's panic. `failures:` stands before their output, and again before their names.
+    fn read_cause(&mut self, line: &str) {
+        if line == "failures:" || line == "successes:" || line.starts_with("test result: ") {
+            self.cause_lines_left = (line == "failures:").then_some(0);
+        } else if let Some(left) = &mut self.cause_lines_left {
+            if line.starts_with("thread '") {
+                *left = CAUSE_LINES;
+            }
+            if *left > 0 && !line.is_empty() {
+                *left -= 1;
+                self.causes.push(line.to_owned());
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +163,14 @@ mod tests {
             "test a ... ok",
             "test b ... FAILED",
             "skipped: no containerd 2.4 here",
+            "failures:",
+            "",
+            "---- b stdout ----",
+            "time=2026 level=info",
+            "thread 'b' (7) panicked at tests/it/b.rs:1:2:",
+            "assertion `left == right` failed",
+            "failures:",
+            "    b",
             "test result: FAILED. 5 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 1.00s",
             "skipped: no containerd 2.4 here",
             "test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
@@ -145,6 +179,7 @@ mod tests {
         }
         assert_eq!((tally.passed(), tally.failed, tally.skipped()), (10, 1, 4));
         assert_eq!(tally.failures, ["b"]);
+        assert_eq!(tally.causes.len(), 2, "{:?}", tally.causes);
         assert_eq!(tally.reasons, ["skipped: no containerd 2.4 here"]);
     }
 }

@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use rand::{SeedableRng, rngs::SmallRng};
 
 pub use self::action::{Action, Check, Fetched, Setting};
@@ -70,6 +71,8 @@ pub struct Exchange {
     /// How many members of this zone that are not whole hold each piece.
     holders: Vec<u32>,
     requests: BTreeMap<u32, Vec<Request>>,
+    /// The tracker sent the bytes with its answer, and they are being kept.
+    given: bool,
     leases: Vec<Run>,
     /// What members of other zones may be asked for.
     imports: PieceSet,
@@ -117,6 +120,7 @@ impl Exchange {
             handles: BTreeMap::new(),
             holders: vec![0; count as usize],
             requests: BTreeMap::new(),
+            given: false,
             leases: Vec::new(),
             imports: PieceSet::empty(count),
             pace: Duration::ZERO,
@@ -235,8 +239,7 @@ impl Exchange {
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::StopOrigin { run });
             }
-            Event::Content(bytes) if !self.have.is_full() => self.actions.push(Action::Keep { bytes }),
-            Event::Content(_) => {}
+            Event::Content(bytes) => self.take(bytes),
             Event::Pace(pace) => self.pace = pace,
             Event::Import(run) => self.import(run, true),
             Event::ImportOver(run) => self.import(run, false),
@@ -244,6 +247,16 @@ impl Exchange {
             Event::Recheck { index } => self.recheck(index),
             Event::Dropped { voucher } => self.drop_vouched(&voucher),
             Event::OriginFailed { reason } => self.origin_failed = Some(reason),
+        }
+    }
+
+    /// Keeps all of a small blob, and asks nobody for it in the meantime.
+    fn take(&mut self, bytes: Bytes) {
+        let is_all = self.layout.count() == 1 && bytes.len() == self.layout.len_of(0);
+        if is_all && !self.have.is_full() {
+            self.given = true;
+            self.note(0);
+            self.actions.push(Action::Keep { bytes });
         }
     }
 
@@ -255,7 +268,8 @@ impl Exchange {
 
     /// Whether the piece is wanted may be another matter now.
     fn note(&mut self, index: u32) {
-        let coming = self.requests.contains_key(&index) || self.leases.iter().any(|run| run.contains(&index));
+        let asked = self.requests.contains_key(&index);
+        let coming = self.given || asked || self.leases.iter().any(|run| run.contains(&index));
         if self.have.contains(index) || coming {
             self.wanted.remove(index);
         } else {
@@ -274,8 +288,9 @@ impl Exchange {
         began
     }
 
-    /// A request to a peer ended.
+    /// A request to a peer ended, or what the tracker gave is kept or refused.
     pub fn fetched(&mut self, peer: &str, index: u32, outcome: Fetched, now: Instant) {
+        self.given = false;
         let began = self.request_ended(peer, index);
         if let (Fetched::Good(_), Some(began)) = (outcome, began) {
             self.piece_time = (self.piece_time * 7 + now.duration_since(began)) / 8;
@@ -421,7 +436,7 @@ impl Exchange {
     /// The origin is beyond reach and what is missing is with nobody.
     fn give_up_if_stuck(&mut self, now: Instant) {
         let Some(reason) = self.origin_failed.clone() else { return };
-        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing;
+        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
         let waits_for_chain = self.chain == ChainState::Asked;
         let hopeless = self.unclosed || self.have.missing().any(|index| !self.is_with_somebody(index, now));
         if !busy && !waits_for_chain && hopeless {
