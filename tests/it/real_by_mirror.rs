@@ -80,9 +80,11 @@ fn others_are_never_slowed_while_a_pull_comes_by_the_mirror(lab: &Lab, container
         measure("container", &|| ctr(&run));
     }
     assert!(!pulling.is_over(), "the pull went on all the while");
-    for (what, times) in took {
+    for (what, mut times) in took {
+        times.sort();
         eprintln!("{} while a pull comes by the mirror: {what} {times:.2?}", containerd.version);
-        assert!(times.iter().all(|took| *took < OTHERS_MAX), "{what}: {times:?}");
+        // A machine that is busy with something else delays single tries; held refs, below, would delay them for seconds.
+        assert!(times[TRIES / 2] < OTHERS_MAX, "{what}: {times:?}");
     }
     pulling.end().unwrap();
     held_nothing(&node);
