@@ -1,6 +1,9 @@
 //! Getting pieces, chains and statements from other members.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
@@ -19,6 +22,9 @@ use crate::{
 const SLOW_AFTER: Duration = Duration::from_millis(500);
 /// And after this long it is given up.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// How often it is said that bytes come: a quarter of what makes an import stall.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// Why a member gave no body.
 enum NoBody {
@@ -44,8 +50,7 @@ impl Hands {
         let len = self.arrival.layout().len_of(index);
         let _buffer = self.parts.buffer(len).await;
         let path = format!("/v1/blobs/{digest}/pieces/{index}");
-        let slow = News::Slow { peer: peer.name.clone(), index };
-        let outcome = match self.get(&peer, &path, len, Some(slow)).await {
+        let outcome = match self.get(&peer, &path, len, Some(index)).await {
             Ok(bytes) if bytes.len() == len => self.keep(&peer, index, bytes, (check, chain)).await,
             Ok(_) => Fetched::Wrong,
             Err(why) => {
@@ -160,8 +165,9 @@ impl Hands {
         peer: &Member,
         path: &str,
         len_max: usize,
-        mut slow: Option<News>,
+        piece: Option<u32>,
     ) -> Result<Bytes, NoBody> {
+        let mut slow = piece.map(|index| News::Slow { peer: peer.name.clone(), index });
         let answer = self.parts.mesh.get(peer, path);
         let mut answer = std::pin::pin!(answer);
         let head = match tokio::time::timeout(SLOW_AFTER, &mut answer).await {
@@ -176,7 +182,7 @@ impl Hands {
             NoBody::Failed(error.to_string())
         })?;
         match response.status() {
-            StatusCode::OK => self.body(response.into_body(), len_max, slow).await,
+            StatusCode::OK => self.body(response.into_body(), len_max, (piece, slow)).await,
             StatusCode::NOT_FOUND => Err(NoBody::Absent),
             StatusCode::SERVICE_UNAVAILABLE => Err(NoBody::Busy),
             other => Err(NoBody::Failed(format!("answered {other}"))),
@@ -187,9 +193,10 @@ impl Hands {
         &self,
         mut body: Incoming,
         len_max: usize,
-        mut slow: Option<News>,
+        (piece, mut slow): (Option<u32>, Option<News>),
     ) -> Result<Bytes, NoBody> {
         let mut bytes = BytesMut::with_capacity(len_max);
+        let mut told_at = Instant::now();
         loop {
             let frame = match tokio::time::timeout(SLOW_AFTER, body.frame()).await {
                 Ok(frame) => frame,
@@ -207,6 +214,10 @@ impl Hands {
                 }
                 self.parts.mesh.download().take(data.len() as u64).await;
                 bytes.extend_from_slice(&data);
+            }
+            if let Some(index) = piece.filter(|_| told_at.elapsed() >= BEAT) {
+                told_at = Instant::now();
+                self.tell(News::Fetching(index)).await;
             }
         }
     }

@@ -47,6 +47,8 @@ pub(super) enum News {
         peer: String,
         index: u32,
     },
+    /// Bytes of the piece still come.
+    Fetching(u32),
     Chain {
         sponsor: String,
         chain: Option<Arc<Chain>>,

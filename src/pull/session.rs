@@ -154,6 +154,7 @@ impl Session {
                 }
             }
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
+            News::Fetching(index) => exchange.fetching(index),
             News::Chain { sponsor, chain, unfit } => {
                 self.chain = chain;
                 exchange.chain_checked(&sponsor, unfit, now);
@@ -316,7 +317,10 @@ impl Session {
         if self.avoided.len() < avoided {
             self.reconsider();
         }
-        if !self.unsaid.is_empty() || self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
+        let too_soon = now.duration_since(self.said_at) < self.exchange.pace();
+        let unsaid = !self.unsaid.is_empty() && !too_soon;
+        if unsaid || self.line.as_ref().is_some_and(|line| line.is_quiet(now)) {
+            self.said_at = now;
             let reports = std::mem::take(&mut self.unsaid);
             self.say(reports, now);
         }

@@ -43,6 +43,33 @@ fn twice_the_crowd_takes_hardly_longer() {
 }
 
 #[test]
+fn a_leech_is_nobodys_source() {
+    for seed in SEEDS {
+        let sim = with_fault(seed, 0, |_| Fault::Leech);
+        assert_eq!(sim.finished(), CROWD);
+        // What it reads before others come is read again for them.
+        assert!(sim.origin_copies() < 1.02, "{}", sim.origin_copies());
+        assert!(sim.makespan() < 1.15 * COLD_MAX, "{}", sim.makespan());
+    }
+    let alone = run(Plan::cold(1, 1, BLOB_MIB).fault(0, Fault::Leech));
+    assert!(alone.makespan() < 1.01 && alone.origin_copies() < 1.005, "{}", alone.origin_copies());
+    // The other of its zone brings in everything.
+    let mut plan = Plan::cold(1, 4, 40).two_zones(0.5);
+    plan.nodes[1].fault = Fault::Leech;
+    assert_eq!(run(plan).finished(), 4);
+}
+
+#[test]
+fn a_zone_asks_others_for_what_its_own_holder_does_not_give() {
+    // Nodes 1 and 3 are the zone; 1 has the blob, and freezes before anybody asks it.
+    let mut plan = Plan::cold(1, 4, 40).two_zones(0.5).seeded(1).seeded(0);
+    plan.nodes[1].fault = Fault::Stalls(0);
+    let sim = run(plan.begins(3, 1.0));
+    assert_eq!(sim.finished(), 4);
+    assert!(sim.origin_copies() < 0.001, "{}", sim.origin_copies());
+}
+
+#[test]
 fn one_node_alone_pulls_at_the_speed_of_its_link() {
     let sim = run(Plan::cold(1, 1, BLOB_MIB));
     assert!(sim.makespan() < 1.01 && sim.origin_copies() < 1.005);

@@ -266,7 +266,7 @@ fn broken(lab: &Lab, containerd: Programs) {
         assert!(sent >= noise && by_containerd >= 1, "{fault:?}: containerd fetched the layer by itself");
         assert_whole(lab, &node, &image);
     }
-    // The registry's own answer is the reason on the command line too. Busybox is here by now: adopted.
+    // The registry's own answer is the reason on the command line too. Busybox may be here by now: adopted.
     let image = image(lab, "demo/broken79:v1", 79);
     stock(lab, &registry, &image);
     registry.put_file(repository(&image), &file(lab, &image.config.digest)).unwrap();
@@ -274,5 +274,7 @@ fn broken(lab: &Lab, containerd: Programs) {
     registry.put_manifest(repository(&image), Some("v1"), &image.manifest.media_type, manifest);
     let pull = node.daemon().unwrap().command(&["pull", "--json", &lab.name(&image.name)]);
     let said = output(pull).unwrap_err().to_string();
-    assert_eq!(said.matches("\"reason\":\"origin_redirects\"").count(), 1, "{said}");
+    let noise = |line: &&str| line.contains(&image.layers[1].blob.digest);
+    let of_noise: Vec<&str> = said.lines().filter(noise).collect();
+    assert!(matches!(of_noise[..], [line] if line.contains("\"reason\":\"origin_redirects\"")), "{said}");
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt, rngs::SmallRng};
 
 use super::{Action, ChainState, Check, Exchange, Request, peers::Peer};
-use crate::swarm::message::Name;
+use crate::{piece::PieceSet, swarm::message::Name};
 
 /// Requests under way in one pull, spread over its peers: each more uses more uplinks and makes each piece later. As
 /// many as there are peers, between these two, for all pulls of the node together. Simulated makespans over F/B with 10, 16, 24 and 32 requests: of 8 nodes
@@ -102,7 +102,11 @@ impl Exchange {
         let (mut best, mut ties) = (None::<(u32, u32, &Peer)>, 0_u32);
         for peer in peers {
             let holds = if peer.whole { &self.wanted } else { &peer.has };
-            let holds = if peer.is_far { &self.imports } else { holds };
+            let holds = match peer.is_far {
+                true if !self.forsaken.is_empty() => &self.forsaken,
+                true => &self.imports,
+                false => holds,
+            };
             for index in self.wanted.common(holds) {
                 let rarity = self.holders[index as usize];
                 if best.is_some_and(|(least, ..)| rarity > least)
@@ -154,8 +158,29 @@ impl Exchange {
 
     /// Members of other zones are asked for what is to be brought into ours, and a sponsor for its own pieces.
     fn may_ask(&self, peer: &Peer, index: u32) -> bool {
-        let is_sought = !peer.is_far || self.imports.contains(index) || self.ask_sponsor.contains(&index);
+        let is_sought = !peer.is_far
+            || self.imports.contains(index)
+            || self.forsaken.contains(index)
+            || self.ask_sponsor.contains(&index);
         is_sought && self.may_give(peer, index)
+    }
+
+    /// What the zone holds and does not give: the tracker leases no import of it.
+    pub(super) fn find_forsaken(&self) -> PieceSet {
+        let mut forsaken = PieceSet::empty(self.layout.count());
+        let near = |peer: &&Peer| !peer.is_far && peer.handle.is_some();
+        let (giving, refusing): (Vec<&Peer>, Vec<&Peer>) =
+            self.peers.values().filter(near).partition(|peer| peer.is_hopeful());
+        if !refusing.is_empty() && giving.len() + refusing.len() < self.handles.len() {
+            let is_forsaken = |index: &u32| {
+                refusing.iter().any(|peer| peer.holds(*index))
+                    && !giving.iter().any(|peer| peer.holds(*index))
+            };
+            for index in self.wanted.iter().filter(is_forsaken) {
+                forsaken.insert(index);
+            }
+        }
+        forsaken
     }
 
     /// A piece that did not fit the chain is asked of nobody but its sponsor.

@@ -76,6 +76,8 @@ pub struct Exchange {
     leases: Vec<Run>,
     /// What members of other zones may be asked for.
     imports: PieceSet,
+    /// Held in this zone by nobody who gives: asked of other zones as well.
+    forsaken: PieceSet,
     pace: Duration,
     /// Pulls of this node, this one with them: they share its link.
     pulls: u32,
@@ -123,6 +125,7 @@ impl Exchange {
             given: false,
             leases: Vec::new(),
             imports: PieceSet::empty(count),
+            forsaken: PieceSet::empty(count),
             pace: Duration::ZERO,
             pulls: 1,
             chain,
@@ -337,6 +340,13 @@ impl Exchange {
         self.actions.push(Action::Tell(Report::Reading { start }));
     }
 
+    /// Bytes of a piece still come from a peer. Of an import the tracker hears it, and gives it to nobody else.
+    pub fn fetching(&mut self, index: u32) {
+        if self.imports.contains(index) {
+            self.actions.push(Action::Tell(Report::Reading { start: index }));
+        }
+    }
+
     /// Reading a lease ended, with the reason if it did before its end.
     pub fn read_ended(&mut self, run: &Run, failure: Option<(Failure, String)>, now: Instant) {
         let known = self.leases.len();
@@ -380,6 +390,7 @@ impl Exchange {
 
     /// Time passed: call it about ten times a second.
     pub fn tick(&mut self, now: Instant) {
+        self.forsaken = self.find_forsaken();
         self.settle(now);
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Action, Exchange, Fetched};
 use crate::{
-    mesh::Member,
+    mesh::{Member, Role},
     piece::PieceSet,
     swarm::message::{Handle, Name, Report},
 };
@@ -76,7 +76,9 @@ impl Exchange {
         }
         self.handles.insert(handle, member.name.clone());
         let count = self.layout.count();
-        let is_far = self.setting.me.zone.is_some() && self.setting.me.zone != member.zone;
+        let me = &self.setting.me;
+        // A leech asks everybody: what it has is not in its zone.
+        let is_far = me.zone.is_some() && me.zone != member.zone && me.role != Role::Leech;
         let peer = self.peers.entry(member.name.clone()).or_insert_with(|| Peer {
             member: member.clone(),
             is_far,
@@ -147,7 +149,11 @@ impl Exchange {
             Fetched::Wrong => peer.wrong += 1,
             // A whole member without a piece has lost the blob.
             Fetched::Absent if peer.whole => peer.wrong = STRIKES_MAX,
-            Fetched::Absent => peer.loses(index, &mut self.holders),
+            // It has taken it back, or never had it.
+            Fetched::Absent => {
+                peer.loses(index, &mut self.holders);
+                peer.failures += 1;
+            }
             Fetched::Failed => {
                 peer.failures += 1;
                 let pause = FAILURE_PAUSE * 2_u32.pow(peer.failures.min(STRIKES_MAX));

@@ -29,7 +29,7 @@ impl Sim {
         let holder = &mut self.nodes[to];
         let refusal = match () {
             () if !holder.alive => Fetched::Failed,
-            () if !holder.stored.contains_key(&index) => Fetched::Absent,
+            () if holder.fault == Fault::Leech || !holder.stored.contains_key(&index) => Fetched::Absent,
             () => return holder.waiting.push_back(upload),
         };
         self.send(Message::Answer { to: node, from: to, index, outcome: refusal });

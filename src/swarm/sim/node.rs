@@ -64,7 +64,7 @@ impl Node {
             address: format!("{name}:7442"),
             zone: plan.zone_link.is_finite().then(|| format!("zone-{}", node.zone)),
             generation: 1,
-            role: Role::Peer,
+            role: if node.fault == Fault::Leech { Role::Leech } else { Role::Peer },
         };
         let blob_len = plan.blob_len;
         let setting = Setting {
@@ -115,7 +115,12 @@ impl Node {
     pub(super) fn link(&self) -> f64 {
         match self.fault {
             Fault::Slow(percent) => f64::from(percent) / 100.0,
-            Fault::None | Fault::CorruptRelay | Fault::LyingReader | Fault::Stalls(_) | Fault::Dies(_) => 1.0,
+            Fault::None
+            | Fault::Leech
+            | Fault::CorruptRelay
+            | Fault::LyingReader
+            | Fault::Stalls(_)
+            | Fault::Dies(_) => 1.0,
         }
     }
 }

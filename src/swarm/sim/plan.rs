@@ -16,6 +16,8 @@ pub(in crate::swarm) enum Fault {
     Stalls(u64),
     /// Is gone at this tick.
     Dies(u64),
+    /// Takes and never gives, as its role says.
+    Leech,
     /// Its link has this share of the others', in percent.
     Slow(u8),
 }

@@ -94,16 +94,17 @@ impl Feed {
         (self.latency, self.each) = (latency, each);
         let time = LEASE_TIME.max(latency * LEASE_OVER_LATENCY);
         let fitting = u32::try_from(time.as_micros().div_ceil(each.as_micros())).unwrap_or(u32::MAX);
-        self.run_len = fitting.clamp(self.run_len.div_ceil(2), self.run_len * 2).max(RUN_LEN_FIRST);
+        let (least, most) = (self.run_len.div_ceil(2), self.run_len.saturating_mul(2));
+        self.run_len = fitting.clamp(least, most).max(RUN_LEN_FIRST);
     }
 
     /// The reader of each lease that counts against the limit. One that will be done before the next one's first piece
     /// comes makes room already, and so does one whose last piece is coming.
-    pub(super) fn busy(&self, missing: impl Fn(u32) -> bool) -> Vec<Handle> {
+    pub(super) fn busy(&self, missing: impl Fn(Handle, u32) -> bool) -> Vec<Handle> {
         let each = self.each.max(Duration::from_micros(1));
         let ahead = usize::try_from(self.latency.as_micros() / each.as_micros()).unwrap_or(usize::MAX).max(1);
         let counts = |lease: &&Lease| {
-            let left = lease.run.clone().filter(|&index| missing(index)).count();
+            let left = lease.run.clone().filter(|&index| missing(lease.reader, index)).count();
             left > ahead.min(lease.run.len() - 1)
         };
         self.leases.iter().filter(counts).map(|lease| lease.reader).collect()

@@ -14,9 +14,12 @@ impl Swarm {
         self.polled.remove(&puller.member.name);
         self.release_all(handle);
         self.release_imports(handle);
-        for index in puller.have.iter() {
-            self.less_one_holder(puller.zone, index);
+        if !puller.is_leech() {
+            for index in puller.have.iter() {
+                self.less_one_holder(puller.zone, index);
+            }
         }
+        self.zone_shrinks(puller.zone);
         self.audit.left(handle);
         self.forget_member(handle, &puller.hears, &puller.heard_by);
     }
@@ -60,6 +63,10 @@ impl Swarm {
             return;
         }
         let index = held.index;
+        if self.puller(handle).is_leech() {
+            self.puller(handle).have.insert(index);
+            return self.progress(handle, index, now);
+        }
         let piece = &mut self.pieces[index as usize];
         match &piece.stated {
             // The first statement stands; whoever holds other bytes is no holder of this piece.
@@ -96,8 +103,11 @@ impl Swarm {
         puller.to_announce = 0;
         let missing: Vec<u32> = puller.have.missing().collect();
         puller.have = PieceSet::full(count);
-        let (name, zone) = (puller.member.name.clone(), puller.zone);
+        let (name, zone, is_leech) = (puller.member.name.clone(), puller.zone, puller.is_leech());
         self.polled.remove(&name);
+        if is_leech {
+            return;
+        }
         for index in missing {
             self.one_more_holder(zone, index);
         }
@@ -108,8 +118,8 @@ impl Swarm {
     pub(super) fn lost(&mut self, handle: Handle, index: u32) {
         let puller = self.puller(handle);
         puller.whole = false;
-        let zone = puller.zone;
-        if puller.have.remove(index) {
+        let (zone, is_leech) = (puller.zone, puller.is_leech());
+        if puller.have.remove(index) && !is_leech {
             self.less_one_holder(zone, index);
             self.tell_fresh();
             self.tell_hearers(handle, &Event::PieceLost { handle, index });
@@ -120,10 +130,26 @@ impl Swarm {
     pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
         let Some(puller) = self.members.get_mut(&handle) else { return };
         puller.refused_by.insert(by);
-        let (refusers, name) = (puller.refused_by.len(), puller.member.name.clone());
-        let unfinished = self.members.iter().filter(|(h, p)| **h != handle && !p.whole).count();
-        if refusers >= REFUSERS.min(unfinished) {
-            tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes or none");
+        self.judge_refused(handle);
+    }
+
+    /// Of a crowd that has become small one word counts that did not before.
+    pub(super) fn reconsider_refused(&mut self) {
+        let refused = self.members.iter().filter(|(_, puller)| !puller.refused_by.is_empty());
+        for handle in refused.map(|(&handle, _)| handle).collect::<Vec<_>>() {
+            self.judge_refused(handle);
+        }
+    }
+
+    fn judge_refused(&mut self, handle: Handle) {
+        let unfinished =
+            |other: &Handle| *other != handle && self.members.get(other).is_some_and(|p| !p.whole);
+        let needed = REFUSERS.min(self.members.keys().filter(|other| unfinished(other)).count());
+        let puller = &self.members[&handle];
+        // Whoever is done or gone needs it no more.
+        let refusers = puller.refused_by.iter().filter(|by| unfinished(by)).count();
+        if refusers > 0 && refusers >= needed {
+            tracing::warn!(member = %puller.member.name, "swarm: discredited, it served wrong bytes or none");
             self.discredit(handle);
         }
     }
@@ -147,7 +173,7 @@ impl Swarm {
             }
             self.pieces[index as usize].stated = None;
             self.spread(index);
-            let losers = self.members.values_mut().filter(|puller| !puller.whole);
+            let losers = self.members.values_mut().filter(|puller| !puller.whole && !puller.is_leech());
             let losers: Vec<ZoneId> = losers.filter_map(|p| p.have.remove(index).then_some(p.zone)).collect();
             losers.into_iter().for_each(|zone| self.less_one_holder(zone, index));
         }

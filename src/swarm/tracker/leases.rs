@@ -1,12 +1,12 @@
 //! Who reads which run from the origin: each piece by one reader, a few readers at a time.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use super::{
-    Puller, STALL_KEPT, Swarm,
+    Piece, Puller, STALL_KEPT, Swarm,
     feed::{Feed, Lease},
 };
 use crate::swarm::message::{Event, Failure, Handle, Run};
@@ -59,6 +59,12 @@ impl Origin {
     }
 }
 
+/// Whether the reader of a lease has still to bring the piece.
+fn lacks(pieces: &[Piece], members: &BTreeMap<Handle, Puller>, reader: Handle, index: u32) -> bool {
+    let has = |puller: &Puller| puller.have.contains(index);
+    pieces[index as usize].holders == 0 && !members.get(&reader).is_some_and(has)
+}
+
 impl Swarm {
     /// A lease of the tracker before this one goes on.
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
@@ -73,7 +79,7 @@ impl Swarm {
     /// Bytes came for the lease of `reader` that contains `index`.
     pub(super) fn progress(&mut self, reader: Handle, index: u32, now: Instant) {
         self.audit.progress(reader, now);
-        let is_here = self.pieces[index as usize].holders > 0;
+        let is_here = !lacks(&self.pieces, &self.members, reader, index);
         if self.origin.feed.progress(reader, index, is_here, now) {
             self.origin.failures = 0;
         }
@@ -126,9 +132,10 @@ impl Swarm {
             self.origin.failures = 0;
             self.origin.refused.clear();
         }
-        let pieces = &self.pieces;
-        let is_missing = |index: u32| pieces[index as usize].holders == 0;
-        for lease in self.origin.feed.release(|lease| !lease.run.clone().any(is_missing)) {
+        let (pieces, members) = (&self.pieces, &self.members);
+        let is_over =
+            |lease: &Lease| !lease.run.clone().any(|index| lacks(pieces, members, lease.reader, index));
+        for lease in self.origin.feed.release(is_over) {
             self.origin.feed.measure(&lease, now);
         }
         let busy: BTreeSet<Handle> = self.origin.feed.leases().iter().map(|lease| lease.reader).collect();
@@ -170,14 +177,15 @@ impl Swarm {
             (false, false) => READERS_MAX,
         };
         while let Some(reader) = self.next_reader(readers_max, able, now) {
-            let Some(run) = self.next_run(able) else { break };
+            let Some(run) = self.next_run(reader, able) else { break };
             self.lease(reader, run, now);
         }
     }
 
     /// The reader that may have one more lease: whose pieces spread fastest, then who has read least.
     fn next_reader(&self, readers_max: usize, able: usize, now: Instant) -> Option<Handle> {
-        let busy = self.origin.feed.busy(|index| self.pieces[index as usize].holders == 0);
+        let (pieces, members) = (&self.pieces, &self.members);
+        let busy = self.origin.feed.busy(|reader, index| lacks(pieces, members, reader, index));
         if busy.len() >= readers_max {
             return None;
         }
@@ -194,9 +202,12 @@ impl Swarm {
             .map(|(&handle, _)| handle)
     }
 
-    fn next_run(&self, able: usize) -> Option<Run> {
+    fn next_run(&self, reader: Handle, able: usize) -> Option<Run> {
         let count = self.layout.count();
-        let start = (0..count).find(|&index| self.is_free(index))?;
+        let have = &self.members[&reader].have;
+        // What a leech has read is free, and not to be read again by it.
+        let is_free = |index: u32| self.is_free(index) && !have.contains(index);
+        let start = (0..count).find(|&index| is_free(index))?;
         let readers = u32::try_from(able.clamp(1, RUNS_ALONE)).expect("clamped");
         let len_max = match self.origin.one_stream {
             true => count,
@@ -205,7 +216,7 @@ impl Swarm {
                 self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most)
             }
         };
-        let end = (start..count.min(start + len_max)).take_while(|&index| self.is_free(index)).last()? + 1;
+        let end = (start..count.min(start + len_max)).take_while(|&index| is_free(index)).last()? + 1;
         Some(start..end)
     }
 
@@ -233,8 +244,18 @@ impl Swarm {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
-                puller.reads_origin && !puller.whole && !puller.passive && puller.to_announce == 0
+                puller.reads_origin
+                    && !puller.whole
+                    && !puller.passive
+                    && puller.to_announce == 0
+                    && !(puller.is_leech() && self.others_can_read())
             })
+    }
+
+    /// What a leech reads only itself has, so it reads where nobody else can.
+    fn others_can_read(&self) -> bool {
+        let can = |puller: &Puller| puller.reads_origin && !puller.whole && !puller.is_leech();
+        self.members.iter().any(|(handle, puller)| can(puller) && !self.origin.refused.contains(handle))
     }
 
     /// Pieces are missing, nobody reads and nobody can: the pullers are told.

@@ -6,7 +6,8 @@
 //! Each piece is in one of three states, read off what is known of it:
 //! *free* (nobody holds it, nobody reads it), *leased* (one reader fetches it from the origin), *held* (by one
 //! member or more, under the statement of whoever vouched for it first). A member that leaves, or is
-//! discredited, no longer holds; a piece without a holder is free again and its statement forgotten.
+//! discredited, no longer holds; a piece without a holder is free again and its statement forgotten. What a leech
+//! has is with nobody, since nobody gets it from there.
 //!
 //! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
 //! a discredited name is no member and no voucher.
@@ -32,7 +33,7 @@ use self::{
 };
 use super::message::{Event, Handle, Held, Join, Name, Report};
 use crate::{
-    mesh::Member,
+    mesh::{Member, Role},
     piece::{PieceLayout, PieceSet, Statement},
 };
 
@@ -126,6 +127,13 @@ struct Puller {
     told_failed: bool,
     refused_by: BTreeSet<Handle>,
     heard_at: Instant,
+}
+
+impl Puller {
+    /// It takes and never gives.
+    fn is_leech(&self) -> bool {
+        self.member.role == Role::Leech
+    }
 }
 
 impl Swarm {
@@ -225,7 +233,10 @@ impl Swarm {
     fn report(&mut self, handle: Handle, report: Report, now: Instant) {
         match report {
             Report::Held(held) => self.held(handle, held, now),
-            Report::Reading { start } => self.progress(handle, start, now),
+            Report::Reading { start } => {
+                self.progress(handle, start, now);
+                self.import_progress(handle, start, now);
+            }
             Report::Returned { run, failure, reason } => self.returned(handle, &run, (failure, reason), now),
             Report::Unclosed => self.puller(handle).unclosed = true,
             Report::Verdict(verdict) => self.verdict(handle, verdict),
@@ -326,6 +337,7 @@ impl Swarm {
         }
         // What looks at every member, a large swarm does when it tells what is fresh.
         if is_time {
+            self.reconsider_refused();
             if self.members.values().any(|puller| !puller.whole) {
                 self.unfinished_at = now;
             }
@@ -347,7 +359,10 @@ impl Swarm {
     fn add(&mut self, member: Member, now: Instant) -> Handle {
         let handle = self.next_handle;
         self.next_handle += 1;
-        let zone = self.zone_of(member.zone.as_deref());
+        // A leech asks everybody: what it brought into a zone would not be there.
+        let is_leech = member.role == Role::Leech;
+        let zone = self.zone_of(member.zone.as_deref().filter(|_| !is_leech));
+        self.zone_grows(zone);
         let puller = Puller {
             member,
             zone,

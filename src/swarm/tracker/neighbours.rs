@@ -11,7 +11,7 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::Swarm;
+use super::{Puller, Swarm};
 use crate::swarm::message::{Event, Handle, Held, Run};
 
 /// Members up to which everybody hears of everybody.
@@ -81,8 +81,11 @@ impl Swarm {
         }
         let known = self.members.get_mut(&other).expect("a member");
         known.heard_by.insert(handle);
+        // It is a neighbour that has nothing to give.
+        let is_leech = known.is_leech();
         self.events.push((handle, Event::Joined { handle: other, member: known.member.clone() }));
         let news = match known.whole {
+            _ if is_leech => None,
             true => Some(Event::Whole { handle: other }),
             false if known.have.is_empty() => None,
             false => Some(Event::Arrived { handle: other, pieces: known.have.iter().collect() }),
@@ -93,7 +96,8 @@ impl Swarm {
     /// An importer hears of some who have what it is to import.
     pub(super) fn introduce_holders(&mut self, importer: Handle, run: &Run) {
         for index in run.clone() {
-            let holds = |handle: &Handle| self.members[handle].have.contains(index);
+            let gives = |puller: &Puller| puller.have.contains(index) && !puller.is_leech();
+            let holds = |handle: &Handle| gives(&self.members[handle]);
             let known = self.members[&importer].hears.iter().filter(|handle| holds(handle)).count();
             let more: Vec<Handle> = self
                 .members
@@ -115,6 +119,9 @@ impl Swarm {
         heard_by: &BTreeSet<Handle>,
     ) {
         self.fresh.remove(&handle);
+        if !self.is_large() && !self.paced.is_zero() {
+            self.become_small();
+        }
         for other in hears {
             if let Some(puller) = self.members.get_mut(other) {
                 puller.heard_by.remove(&handle);
@@ -130,6 +137,18 @@ impl Swarm {
                     self.introduce(listener, other);
                     self.introduce(other, listener);
                 }
+            }
+        }
+    }
+
+    /// Everybody hears of everybody again, at once.
+    fn become_small(&mut self) {
+        self.paced = Duration::ZERO;
+        self.tell_fresh();
+        self.tell_all(&Event::Pace(Duration::ZERO));
+        for handle in self.members.keys().copied().collect::<Vec<_>>() {
+            for other in self.strangers_of(handle, NEIGHBOURS) {
+                self.introduce(handle, other);
             }
         }
     }

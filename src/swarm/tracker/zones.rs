@@ -16,12 +16,18 @@ const RUN_BYTES_MAX: u64 = 16 << 20;
 /// Every importer gets about this many leases, so that the last ones end together.
 const LEASES_EACH: u32 = 8;
 
+/// Zones of one swarm; members of more of them count as members that state none. Each costs four bytes a piece, and a
+/// cluster has a few.
+const ZONES_MAX: usize = 64;
+
 /// A zone's number in this swarm.
 pub(super) type ZoneId = usize;
 
 pub(super) struct Zone {
     /// The name; empty for members that state none.
     name: String,
+    /// One without members is the next new one's.
+    members: u32,
     /// By piece: members here that hold it.
     holders: Vec<u32>,
     importable: BTreeSet<u32>,
@@ -35,14 +41,32 @@ impl Swarm {
         if let Some(known) = self.zones.iter().position(|zone| zone.name == name) {
             return known;
         }
+        let empty = self.zones.iter().position(|zone| zone.members == 0);
+        if empty.is_none() && self.zones.len() >= ZONES_MAX && !name.is_empty() {
+            return self.zone_of(None);
+        }
         let held = (0..).zip(&self.pieces).filter(|(_, piece)| piece.holders > 0);
-        self.zones.push(Zone {
+        let zone = Zone {
             name: name.to_owned(),
+            members: 0,
             holders: vec![0; self.pieces.len()],
             importable: held.map(|(index, _)| index).collect(),
             feed: Feed::default(),
-        });
+        };
+        if let Some(empty) = empty {
+            self.zones[empty] = zone;
+            return empty;
+        }
+        self.zones.push(zone);
         self.zones.len() - 1
+    }
+
+    pub(super) fn zone_grows(&mut self, zone: ZoneId) {
+        self.zones[zone].members += 1;
+    }
+
+    pub(super) fn zone_shrinks(&mut self, zone: ZoneId) {
+        self.zones[zone].members -= 1;
     }
 
     /// A member of `zone` holds the piece from now on.
@@ -72,10 +96,11 @@ impl Swarm {
         }
     }
 
-    /// Bytes of the piece came to an importer.
+    /// Bytes of the piece came to an importer, if only a part of it.
     pub(super) fn import_progress(&mut self, importer: Handle, index: u32, now: Instant) {
-        if let Some(zone) = self.members.get(&importer).map(|puller| puller.zone) {
-            self.zones[zone].feed.progress(importer, index, true, now);
+        if let Some(puller) = self.members.get(&importer) {
+            let is_here = puller.have.contains(index);
+            self.zones[puller.zone].feed.progress(importer, index, is_here, now);
         }
     }
 
@@ -134,7 +159,7 @@ impl Swarm {
         if zone.name.is_empty() || zone.importable.is_empty() {
             return None;
         }
-        let busy = zone.feed.busy(|index| zone.importable.contains(&index));
+        let busy = zone.feed.busy(|_, index| zone.importable.contains(&index));
         if busy.len() >= IMPORTS_MAX {
             return None;
         }
