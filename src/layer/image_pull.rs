@@ -22,7 +22,7 @@ use crate::{containerd::VersionError, oci::Digest, snapshot::Info};
 const IMAGE_LINGER: Duration = Duration::from_secs(60);
 
 /// 2.x: a Prepare that blocks makes containerd's snapshot GC wait, and a waiting GC every other Prepare: 10 s is
-/// what a node may lose at worst.
+/// what a node may lose at worst, 15 s for layers that are here by then.
 const BUDGET_2: Duration = Duration::from_secs(10);
 /// 1.6 and 1.7: a hold slows every other write of containerd's database to half a second, so a longer wait is the
 /// lesser evil.

@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Parts,
+    budget::is_enough,
     ingest::ingest,
     intercept::{Image, LayerOf},
 };
@@ -108,6 +110,7 @@ impl Order {
 pub(super) struct Job {
     pub(super) order: Order,
     pub(super) pull: Pull,
+    began: Instant,
     progress: watch::Sender<Progress>,
     built: Mutex<Option<(Staging, Built)>>,
     /// Of the pull that asked last; an earlier one's is gone when its client is.
@@ -137,6 +140,7 @@ impl Job {
         let job = Arc::new(Self {
             pull: parts.pulls.start(order.want()),
             order,
+            began: Instant::now(),
             progress: watch::Sender::new(Progress { content: Content::Pending, tree }),
             built: Mutex::new(None),
             lease: Mutex::new(lease),
@@ -154,6 +158,14 @@ impl Job {
         }
         parts.tasks.spawn(worker.store(weak));
         job
+    }
+
+    /// Whether its bytes are here by then, if they go on coming as they came.
+    pub(super) fn ends_by(&self, then: Instant) -> bool {
+        let status = self.pull.status();
+        let (came, missing) = (status.bytes.peer + status.bytes.origin, status.len - status.arrived);
+        let now = Instant::now();
+        is_enough(then.saturating_duration_since(now), missing, (came, now.duration_since(self.began)))
     }
 
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {

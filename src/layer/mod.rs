@@ -268,13 +268,16 @@ impl Layers {
         let deadline = pull.state.lock().budget.enter(Instant::now());
         let _waiting = Waiting(pull);
         let mut progress = job.progress();
-        let settled = progress.wait_for(Progress::is_settled);
-        let settled = tokio::time::timeout_at(deadline.into(), settled);
-        let Progress { content, tree } = match settled.await {
-            Ok(Ok(progress)) => progress.clone(),
-            Ok(Err(_)) => return Some((Outcome::Declined, "shutdown")),
-            Err(_) => return None,
+        let settled = async { progress.wait_for(Progress::is_settled).await.map(|settled| settled.clone()) };
+        let mut settled = std::pin::pin!(settled);
+        let in_time = match tokio::time::timeout_at(deadline.any.into(), &mut settled).await {
+            Ok(settled) => Some(settled),
+            Err(_) if job.ends_by(deadline.soon) => {
+                tokio::time::timeout_at(deadline.soon.into(), settled).await.ok()
+            }
+            Err(_) => None,
         };
+        let Ok(Progress { content, tree }) = in_time? else { return Some((Outcome::Declined, "shutdown")) };
         Some(match (content, tree) {
             (Content::Failed { reason }, _) => {
                 self.hand_over(pull, request).await;
@@ -358,7 +361,7 @@ impl Layers {
         let _waiting = Waiting(&pull);
         let mut progress = job.progress();
         let stored = progress.wait_for(|progress| progress.content != Content::Pending);
-        let stored = tokio::time::timeout_at(deadline.into(), stored).await;
+        let stored = tokio::time::timeout_at(deadline.any.into(), stored).await;
         match stored.map(|stored| stored.map(|progress| progress.content.clone())) {
             Ok(Ok(content)) => match content {
                 Content::Present => (Outcome::HandedOver, "healed"),
