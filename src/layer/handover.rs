@@ -44,7 +44,8 @@ impl Layers {
             let content = job.progress().borrow().content.clone();
             match content {
                 Content::Present | Content::Mirrored | Content::Failed { .. } => continue,
-                Content::Pending | Content::Unwanted if mirrored => {
+                // containerd has waited for a ref that is held: it is told what comes of it.
+                Content::Pending | Content::Unwanted if mirrored && !job.is_followed() => {
                     job.leave_to_mirror();
                     outcomes.insert(job.order.index, Held::Mirrored);
                     continue;
