@@ -56,14 +56,14 @@ impl Hands {
             };
             let ended = self.read_at(&at, &mut left, chain.clone()).await;
             tried += 1;
-            match ended {
-                Ended::Origin(error)
-                    if tried < self.leads.len() && self.leads.turn_from(at.lead(), &error).await =>
-                {
-                    tracing::debug!(digest = %self.want.digest, %error, "read elsewhere");
-                }
-                ended => return ended,
+            let error = match ended {
+                Ended::Origin(error) => error,
+                Ended::Done | Ended::NoRanges | Ended::Told => return ended,
+            };
+            if tried >= self.leads.len() || !self.leads.turn_from(at.lead(), &error).await {
+                return Ended::Origin(error);
             }
+            tracing::debug!(digest = %self.want.digest, %error, "read elsewhere");
         }
     }
 

@@ -16,12 +16,14 @@ pub(super) fn install(config: &Path, mirror: &str) -> anyhow::Result<Change> {
     let before = read(config)?;
     let original = read(&backup_of(config))?;
     let old = entered(config, before.as_deref(), original.as_deref())?.filter(|old| old != mirror);
+    // What stands there with a mirror of ours is nothing to come back to.
+    let backup = if old.is_some() { Backup::Leave } else { Backup::Make };
     let cleared = match (&before, old) {
         (Some(before), Some(old)) => Some(cleared(config, before, original.as_deref(), &old)?),
         (before, _) => before.clone(),
     };
     let after = Some(with_mirror(config, cleared.as_deref(), mirror)?);
-    Ok(Change { path: config.to_owned(), before, after, backup: Backup::Make })
+    Ok(Change { path: config.to_owned(), before, after, backup })
 }
 
 /// Takes the mirror out at whatever address it was entered, or at the one that it has now.

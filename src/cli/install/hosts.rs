@@ -41,12 +41,10 @@ pub(super) fn install(dir: &Path, mirror: &str) -> anyhow::Result<Plan> {
                 folder.display()
             )),
             Some(before) => match with_mirror(&path, &before, mirror) {
-                Ok(after) => plan.changes.push(Change {
-                    path,
-                    before: Some(before),
-                    after: Some(after),
-                    backup: Backup::Make,
-                }),
+                Ok(after) => {
+                    let backup = backup_for(Some(&before));
+                    plan.changes.push(Change { path, before: Some(before), after: Some(after), backup });
+                }
                 Err(why) => plan.notes.push(format!("{why:#}; left alone")),
             },
         }
@@ -57,7 +55,8 @@ pub(super) fn install(dir: &Path, mirror: &str) -> anyhow::Result<Plan> {
         Some(before) => with_mirror(&path, before, mirror)?,
         None => block(mirror),
     };
-    plan.changes.push(Change { path, before, after: Some(after), backup: Backup::Make });
+    let backup = backup_for(before.as_deref());
+    plan.changes.push(Change { path, before, after: Some(after), backup });
     Ok(plan)
 }
 
@@ -110,6 +109,11 @@ fn entered(text: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
+/// What stands there with a mirror of ours is nothing to come back to.
+fn backup_for(before: Option<&str>) -> Backup {
+    if before.is_some_and(|before| entered(before).is_some()) { Backup::Leave } else { Backup::Make }
+}
+
 fn block(mirror: &str) -> String {
     format!("{HEADER}[host.{mirror:?}]\n  capabilities = [\"pull\", \"resolve\"]\n")
 }
@@ -121,6 +125,9 @@ fn with_mirror(path: &Path, text: &str, mirror: &str) -> anyhow::Result<String> 
         Some(old) => without_mirror(path, text, &old)?,
         None => text.to_owned(),
     };
+    if cleared.trim().is_empty() && !text.trim().is_empty() {
+        return Ok(block(mirror));
+    }
     let text = cleared.as_str();
     let first = |text: &str| -> anyhow::Result<Option<String>> {
         let document = parse(path, text)?;

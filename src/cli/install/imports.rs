@@ -19,9 +19,10 @@ pub(super) fn documents(config: &Path, passed_over: &Path) -> anyhow::Result<Vec
         true => vec![config.to_owned()],
         false => matching(&beside.join("conf.d/*.toml")),
     };
+    let passed_over = real(passed_over.to_owned());
     let (mut seen, mut documents) = (Vec::new(), Vec::new());
     while !left.is_empty() {
-        let path = left.remove(0);
+        let path = real(left.remove(0));
         if seen.contains(&path) || path == passed_over {
             continue;
         }
@@ -37,6 +38,11 @@ pub(super) fn documents(config: &Path, passed_over: &Path) -> anyhow::Result<Vec
         documents.push(document);
     }
     Ok(documents)
+}
+
+/// By one name whatever leads there, so that files that import each other are read once.
+fn real(path: PathBuf) -> PathBuf {
+    std::fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// The files that a path with wildcards means, in order.

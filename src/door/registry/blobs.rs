@@ -74,7 +74,7 @@ impl Door {
     /// The blob, which has `len` bytes.
     async fn of_len(&self, asked: &Asked, digest: &Digest, len: u64, client: &Client) -> Reply {
         match range::wanted(client.range.as_deref(), len) {
-            Wanted::Unsatisfiable => return unsatisfiable(len),
+            Wanted::Unsatisfiable => unsatisfiable(len),
             Wanted::Whole => self.bytes(asked, digest, (0..len, len), client).await,
             Wanted::Part(part) => {
                 let mut reply = self.bytes(asked, digest, (part.clone(), len), client).await;
