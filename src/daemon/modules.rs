@@ -9,7 +9,7 @@ use super::{Settings, SettingsError, run::RunError};
 use crate::{
     door::{
         self,
-        registry::{Access, Authority, AuthorityError},
+        registry::{Access, Authority, AuthorityError, Registries},
     },
     identity::{self, Identity},
     layer,
@@ -36,6 +36,7 @@ pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings 
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
     let hosts = settings.texts("mirror.proxy_hosts");
+    let registries = [settings.texts("mirror.registries"), hosts.clone()].concat();
     let (cert, key) = (settings.path("mirror.ca_cert"), settings.path("mirror.ca_key"));
     let authority = match (hosts.is_empty(), cert.zip(key)) {
         (true, _) => None,
@@ -44,6 +45,7 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
     };
     Ok(door::registry::Settings {
         authority,
+        registries: Registries::new(registries),
         default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
         access: match settings.text("mirror.access").as_deref() {
             Some("verify") => Access::Verify,

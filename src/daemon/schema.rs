@@ -226,6 +226,15 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "mirror",
+        "registries",
+        Form::Texts,
+        Some(SHARED_REGISTRIES),
+        "registries that the cluster shares, as are default_upstream, proxy_hosts, registry.plain_http, those with a \
+         folder in registry.hosts_dir and those that containerd pulls from by the snapshotter; others are passed on as \
+         they are",
+    ),
+    key(
+        "mirror",
         "access",
         Form::Word(&["verify", "digest", "offline-ok"]),
         Some("\"offline-ok\""),
@@ -277,6 +286,9 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("log", "format", Form::Word(&["text", "json"]), Some("\"text\""), "for people or for a log store"),
 ];
+
+/// Public registries, and those that clouds keep for their customers: each checks what is pushed to it against its digest.
+const SHARED_REGISTRIES: &str = r#"["docker.io", "quay.io", "ghcr.io", "gcr.io", "*.gcr.io", "*.pkg.dev", "registry.k8s.io", "mcr.microsoft.com", "*.azurecr.io", "public.ecr.aws", "*.dkr.ecr.*.amazonaws.com", "registry.gitlab.com", "nvcr.io", "registry.access.redhat.com", "registry.redhat.io", "cgr.dev"]"#;
 
 /// The known text nearest to `typed`, if it is near enough to have been meant.
 #[must_use]

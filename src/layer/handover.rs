@@ -44,7 +44,7 @@ impl Layers {
             let content = job.progress().borrow().content.clone();
             match content {
                 Content::Present | Content::Mirrored | Content::Failed { .. } => continue,
-                Content::Pending | Content::Unwanted if mirrored => {
+                Content::Pending | Content::Unwanted if is_left_to_mirror(mirrored, job.is_followed()) => {
                     job.leave_to_mirror();
                     outcomes.insert(job.order.index, Held::Mirrored);
                     continue;
@@ -186,7 +186,23 @@ impl Layers {
     }
 }
 
+/// containerd waits for a ref that is held, and is told what comes of it: a visit to the mirror since then changes nothing.
+fn is_left_to_mirror(mirrored: bool, followed: bool) -> bool {
+    mirrored && !followed
+}
+
 /// The name of our lease for one layer of one namespace.
 fn own_lease(job: &Job) -> String {
     format!("flotilla-{}", job.order.layer().descriptor.digest.hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_containerd_waits_for_is_not_left_to_the_mirror() {
+        assert!(is_left_to_mirror(true, false));
+        assert!(!is_left_to_mirror(true, true) && !is_left_to_mirror(false, false));
+    }
 }

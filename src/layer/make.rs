@@ -243,6 +243,11 @@ impl Job {
         !self.followed.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether containerd waits at its ref for what becomes of it.
+    pub(super) fn is_followed(&self) -> bool {
+        self.followed.load(Ordering::Acquire)
+    }
+
     /// A client that went away may have let containerd collect the blob of a layer that it never got: then it is
     /// written once more. The word for a metric where that fails.
     pub(super) async fn put_back_content(&self, parts: &Parts) -> Result<(), &'static str> {

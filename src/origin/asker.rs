@@ -5,6 +5,7 @@ use std::fmt;
 use http::HeaderValue;
 
 use super::endpoint::Endpoint;
+use crate::oci::Repository;
 
 /// A client's own `Authorization`, for the registry that it asks. Never printed, and kept no longer than the request
 /// or the pull that it came with.
@@ -54,16 +55,14 @@ impl Asker {
             Self::Client(_) | Self::Node => None,
         }
     }
+}
 
-    /// Of two who want the same thing, the one who can get it: a node with credentials of its own, then the latest
-    /// pass.
-    #[must_use]
-    pub fn or(self, later: Self) -> Self {
-        match (&self, &later) {
-            (Self::Node, _) | (Self::Client(Some(_)), Self::Client(None)) => self,
-            _ => later,
-        }
-    }
+/// A repository that may have what is looked for, and in whose name it is asked. What a client brings for one
+/// repository is shown to no other: the two are never parted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lead {
+    pub repository: Repository,
+    pub asker: Asker,
 }
 
 #[cfg(test)]
@@ -74,16 +73,5 @@ mod tests {
     fn a_pass_is_never_printed() {
         let pass = Pass::new(HeaderValue::from_static("Bearer secret"));
         assert!(!format!("{:?}", Asker::Client(Some(pass))).contains("secret"));
-    }
-
-    #[test]
-    fn of_two_askers_the_one_with_credentials_counts() {
-        let pass = |text| Asker::Client(Some(Pass::new(HeaderValue::from_static(text))));
-        let stranger = || Asker::Client(None);
-        assert_eq!(stranger().or(pass("a")), pass("a"));
-        assert_eq!(pass("a").or(stranger()), pass("a"));
-        assert_eq!(pass("a").or(pass("b")), pass("b"));
-        assert_eq!(pass("a").or(Asker::Node), Asker::Node);
-        assert_eq!(Asker::Node.or(pass("a")), Asker::Node);
     }
 }

@@ -219,7 +219,7 @@ async fn ask(
         accept: &accept,
         range,
         query: None,
-        asker: &at.asker,
+        asker: &at.lead.asker,
     };
     let answer = shared.exchange.ask(endpoint, &question).await?;
     if answer.status().is_success() {

@@ -124,6 +124,11 @@ impl Book {
         tokio::task::spawn_blocking(move || hosts::has_folder(&book.dirs, &host)).await.unwrap_or_default()
     }
 
+    /// Whether the settings name this host as one to be asked without TLS.
+    pub(super) fn is_plain(&self, host: &str) -> bool {
+        Authority::parse(host).is_some_and(|host| self.plain.names(&host))
+    }
+
     /// Hosts of this name that have a port, from `hosts_dir` and `plain_http`.
     pub(super) async fn with_ports(self: &Arc<Self>, name: &str) -> Vec<Authority> {
         let (book, name) = (self.clone(), name.to_owned());

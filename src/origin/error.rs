@@ -39,6 +39,8 @@ pub enum OriginError {
     Broken { at: String, source: Cause },
     #[error("{at}: nothing came for {after:?}")]
     Stalled { at: String, after: Duration },
+    #[error("{host}: so many questions wait for this registry that no more are taken for now")]
+    Busy { host: String },
     #[error("{at}: the body ended after {got} of {expected} bytes")]
     Truncated { at: String, expected: u64, got: u64 },
     #[error("{at}: has {actual} bytes where {expected} were expected")]
@@ -106,7 +108,7 @@ impl Demand {
 }
 
 /// Every word of [`OriginError::reason`].
-const REASONS: [&str; 18] = [
+const REASONS: [&str; 19] = [
     "no_origin",
     "origin_hosts",
     "origin_not_found",
@@ -117,6 +119,7 @@ const REASONS: [&str; 18] = [
     "origin_unreachable",
     "origin_broken",
     "origin_stalled",
+    "origin_busy",
     "origin_truncated",
     "origin_wrong_length",
     "origin_wrong_digest",
@@ -132,6 +135,9 @@ const REASONS: [&str; 18] = [
 pub fn known_reason(word: &str) -> Option<&'static str> {
     REASONS.into_iter().find(|known| *known == word)
 }
+
+/// A queue of questions has moved on by then.
+const BUSY_FOR: Duration = Duration::from_secs(1);
 
 impl OriginError {
     /// The word for a metric's `reason`.
@@ -151,6 +157,7 @@ impl OriginError {
             Self::Connect { .. } => "origin_unreachable",
             Self::Broken { .. } => "origin_broken",
             Self::Stalled { .. } => "origin_stalled",
+            Self::Busy { .. } => "origin_busy",
             Self::Truncated { .. } => "origin_truncated",
             Self::WrongLength { .. } => "origin_wrong_length",
             Self::WrongDigest { .. } => "origin_wrong_digest",
@@ -193,6 +200,18 @@ impl OriginError {
         )
     }
 
+    /// It was this node that had no place left for the question.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self.own(), Self::Busy { .. })
+    }
+
+    /// Nobody is there to be asked at all, whatever is asked for.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.own(), Self::Connect { .. })
+    }
+
     /// What a registry said, where this error sums up several.
     fn own(&self) -> &Self {
         if let Self::NoOrigin { source: Some(source), .. } = self { source.own() } else { self }
@@ -215,6 +234,7 @@ impl OriginError {
             | Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Busy { .. }
             | Self::WrongLength { .. } => false,
             Self::Unauthorized { .. }
             | Self::Throttled { .. }
@@ -240,6 +260,7 @@ impl OriginError {
             | Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Busy { .. }
             | Self::Truncated { .. } => false,
             Self::NoEndpoint { .. }
             | Self::NotFound { .. }
@@ -261,6 +282,7 @@ impl OriginError {
         match self {
             Self::Throttled { retry_after, .. } | Self::Unavailable { retry_after, .. } => *retry_after,
             Self::NoOrigin { source, .. } => source.as_ref().and_then(|source| source.retry_after()),
+            Self::Busy { .. } => Some(BUSY_FOR),
             Self::NoEndpoint { .. }
             | Self::NotFound { .. }
             | Self::Unauthorized { .. }

@@ -1,7 +1,7 @@
 //! A question to one endpoint: signed in, and followed through its redirects.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use url::Url;
 
 use super::{
@@ -59,7 +59,8 @@ impl Exchange {
         self.follow(endpoint, question, Some(&header)).await
     }
 
-    /// Follows redirects. Whatever belongs to the endpoint stays behind on the first hop to another host.
+    /// Follows redirects. Whatever belongs to the endpoint stays behind on the first hop to another host; and what of it
+    /// is the node's, headers and certificate, is shown for no client.
     async fn follow(
         &self,
         endpoint: &Endpoint,
@@ -74,10 +75,12 @@ impl Exchange {
         let mut foreign = false;
         for _ in 0..=redirect::MAX_HOPS {
             let at = transport::shown(&url);
-            let request = request(&url, question, (!foreign).then_some((endpoint, authorization)));
+            let lent = !foreign && !question.asker.is_client();
+            let headers = lent.then_some(&endpoint.headers);
+            let request = request(&url, question, headers, authorization.filter(|_| !foreign));
             let request =
                 request.ok_or_else(|| OriginError::Answer { at: at.clone(), what: "no address to ask" })?;
-            let client = if foreign { &endpoint.clients.abroad } else { &endpoint.clients.own };
+            let client = if lent { &endpoint.clients.own } else { &endpoint.clients.abroad };
             let response = transport::send(client, request, &at, &self.patience).await?;
             let answer = Answer { response, at, foreign };
             if !is_redirect(answer.status()) {
@@ -105,15 +108,16 @@ fn is_redirect(status: StatusCode) -> bool {
 fn request(
     url: &Url,
     question: &Question<'_>,
-    own: Option<(&Endpoint, Option<&HeaderValue>)>,
+    own: Option<&HeaderMap>,
+    authorization: Option<&HeaderValue>,
 ) -> Option<Request<Outgoing>> {
     let mut request = Request::builder().method(question.method.clone()).uri(url.as_str());
     let headers = request.headers_mut()?;
-    if let Some((endpoint, authorization)) = own {
-        headers.extend(endpoint.headers.clone());
-        if let Some(authorization) = authorization {
-            headers.insert(header::AUTHORIZATION, authorization.clone());
-        }
+    if let Some(own) = own {
+        headers.extend(own.clone());
+    }
+    if let Some(authorization) = authorization {
+        headers.insert(header::AUTHORIZATION, authorization.clone());
     }
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));

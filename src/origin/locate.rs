@@ -2,16 +2,17 @@
 //!
 //! `containerd.io/distribution.source.<host>` names the host without its port. Such a host is tried as it is
 //! written, then with every port under which a folder of `hosts_dir` or an entry of `plain_http` knows it. The
-//! first that answers with the descriptor's length wins, and is asked first the next time.
+//! first that answers with the descriptor's length wins, and is asked first the next time. That is for the node's own
+//! pulls: a client says which registry it means, and its credentials go to no other port.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
-    Asker, OriginError, Patience, Shared,
+    Asker, Lead, OriginError, Patience, Shared,
     document::MANIFEST_TYPES,
     endpoint::{Endpoint, Endpoints},
     error::Actual,
@@ -21,7 +22,10 @@ use super::{
     rounds::{Rounds, Step},
     transport::{self, Answer},
 };
-use crate::oci::{Digest, Repository};
+use crate::{
+    oci::{Digest, Repository},
+    piece::BLOB_LEN_MAX,
+};
 
 /// Answers remembered. It saves questions, nothing depends on it: beyond it all are forgotten.
 const MAX_REMEMBERED: usize = 4096;
@@ -61,7 +65,6 @@ pub struct Sought {
     pub digest: Digest,
     /// As its descriptor, or the registry itself, states it.
     pub len: u64,
-    pub asker: Asker,
 }
 
 /// Where a blob can be read.
@@ -71,7 +74,8 @@ pub struct Located {
     pub(super) kind: Kind,
     pub(super) digest: Digest,
     pub(super) len: u64,
-    pub(super) asker: Asker,
+    /// Which of those that were given has led here.
+    pub(super) lead: Lead,
     /// The one that answered first.
     pub(super) endpoints: Endpoints,
 }
@@ -89,10 +93,10 @@ impl Located {
         &self.repository
     }
 
-    /// To be read in the name of `asker` from now on.
+    /// Which of those that were given has led here; it is read in the same name.
     #[must_use]
-    pub fn asked_by(self, asker: Asker) -> Self {
-        Self { asker, ..self }
+    pub fn lead(&self) -> &Lead {
+        &self.lead
     }
 
     pub(super) fn nobody(&self) -> OriginError {
@@ -105,21 +109,23 @@ impl Located {
 #[derive(Default)]
 pub(super) struct Memory(Mutex<HashMap<Repository, Repository>>);
 
-/// Finds what is `sought` in one of the `wanted` repositories.
+/// Finds what is `sought` where one of the `leads` leads.
 pub(super) async fn locate(
     shared: &Arc<Shared>,
-    wanted: &[Repository],
+    leads: &[Lead],
     sought: &Sought,
 ) -> Result<Located, OriginError> {
-    let candidates = candidates(shared, wanted).await;
+    let candidates = candidates(shared, leads).await;
     let tried = candidates.len();
     let mut rounds = Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.clone() });
     let source = loop {
         match rounds.next(rand::random()) {
             Some(Step::Ask(candidate)) => {
-                match Box::pin(find_in(shared, &candidate.repository, sought)).await {
+                match Box::pin(find_in(shared, &candidate, sought)).await {
                     Ok(located) => {
-                        shared.memory.remember(candidate, &located.repository);
+                        if !candidate.lead.asker.is_client() {
+                            shared.memory.remember(candidate.lead.repository, &located.repository);
+                        }
                         return Ok(located);
                     }
                     // A guess, and packets to it are dropped: five seconds are enough to know.
@@ -137,37 +143,43 @@ pub(super) async fn locate(
     Err(OriginError::NoOrigin { digest: sought.digest.clone(), tried, source })
 }
 
-/// A repository to try, and under which name it was wanted.
+/// A repository to try, and what led there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
-    wanted: Repository,
+    lead: Lead,
     repository: Repository,
     /// One of several ports, most of which nobody listens on.
     guessed: bool,
 }
 
-async fn candidates(shared: &Arc<Shared>, wanted: &[Repository]) -> Vec<Candidate> {
+async fn candidates(shared: &Arc<Shared>, leads: &[Lead]) -> Vec<Candidate> {
     let mut candidates: Vec<Candidate> = Vec::new();
-    for wanted in wanted {
+    for lead in leads {
+        let wanted = &lead.repository;
         let Some(host) = Authority::parse(&wanted.host) else {
             tracing::debug!(host = %wanted.host, "no host: not asked");
             continue;
         };
         let mut hosts = vec![wanted.host.clone()];
-        if host.port.is_none() {
-            hosts.extend(shared.book.with_ports(&host.name).await.iter().map(Authority::in_url));
+        if !lead.asker.is_client() {
+            if host.port.is_none() {
+                hosts.extend(shared.book.with_ports(&host.name).await.iter().map(Authority::in_url));
+            }
+            let remembered = shared.memory.recall(wanted);
+            // Stable: the remembered one first, the others as they were.
+            hosts.sort_by_key(|host| Some(host) != remembered.as_ref());
         }
-        let remembered = shared.memory.recall(wanted);
-        // Stable: the remembered one first, the others as they were.
-        hosts.sort_by_key(|host| Some(host) != remembered.as_ref());
         let guessed = hosts.len() > 1;
         let of = |host| Candidate {
-            wanted: wanted.clone(),
+            lead: lead.clone(),
             guessed,
             repository: Repository { host, path: wanted.path.clone() },
         };
         for candidate in hosts.into_iter().map(of) {
-            if !candidates.iter().any(|known| known.repository == candidate.repository) {
+            let same = |known: &Candidate| {
+                known.repository == candidate.repository && known.lead.asker == candidate.lead.asker
+            };
+            if !candidates.iter().any(same) {
                 candidates.push(candidate);
             }
         }
@@ -182,20 +194,21 @@ impl Memory {
         memory.get(wanted).or_else(|| memory.get(&host_alone)).map(|found| found.host.clone())
     }
 
-    fn remember(&self, candidate: Candidate, found: &Repository) {
+    fn remember(&self, wanted: Repository, found: &Repository) {
         let mut memory = self.0.lock();
         if memory.len() >= MAX_REMEMBERED {
             memory.clear();
         }
-        let host_alone = Repository { host: candidate.wanted.host.clone(), path: String::new() };
+        let host_alone = Repository { host: wanted.host.clone(), path: String::new() };
         memory.insert(host_alone, found.clone());
-        memory.insert(candidate.wanted, found.clone());
+        memory.insert(wanted, found.clone());
     }
 }
 
-/// Asks every endpoint of `repository` once.
-async fn find_in(shared: &Shared, repository: &Repository, sought: &Sought) -> Result<Located, OriginError> {
-    let Sought { kind, digest, len, asker } = sought;
+/// Asks every endpoint of the candidate's repository once.
+async fn find_in(shared: &Shared, candidate: &Candidate, sought: &Sought) -> Result<Located, OriginError> {
+    let Candidate { lead, repository, .. } = candidate;
+    let Sought { kind, digest, len } = sought;
     let endpoints = shared.book.endpoints(&repository.host).await?;
     let able: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.capabilities.pull).cloned().collect();
     let located = |endpoints: Endpoints| Located {
@@ -203,12 +216,12 @@ async fn find_in(shared: &Shared, repository: &Repository, sought: &Sought) -> R
         kind: *kind,
         digest: digest.clone(),
         len: *len,
-        asker: asker.clone(),
+        lead: lead.clone(),
         endpoints,
     };
     let mut worst = None;
     for (index, endpoint) in able.iter().enumerate() {
-        match blob_len(shared, endpoint, repository, sought).await {
+        match blob_len(shared, endpoint, (repository, &lead.asker), sought).await {
             Ok(actual) if actual == *len => {
                 let (before, rest) = able.split_at(index);
                 return Ok(located(rest.iter().chain(before).cloned().collect()));
@@ -233,16 +246,32 @@ fn worse(so_far: Option<OriginError>, error: OriginError) -> Option<OriginError>
     }
 }
 
-/// The length of what is `sought`, as the first endpoint states it that lets its asker have it.
+/// A client waits no longer for its turn to be asked about.
+const QUEUE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a registry may take to say who may have what, before it counts as down. It runs from when it is asked.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// The length of what is `sought`, as the first endpoint states it that lets `asker` have it.
 pub(super) async fn reach(
     shared: &Shared,
     repository: &Repository,
     sought: &Sought,
+    asker: &Asker,
 ) -> Result<u64, OriginError> {
     let endpoints = shared.book.endpoints(&repository.host).await?;
+    let patience = shared.exchange.patience.answer;
+    let (queue_max, answer_max) = (QUEUE_MAX.min(patience), ANSWER_MAX.min(patience));
     let mut worst = None;
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.capabilities.pull) {
-        match blob_len(shared, endpoint, repository, sought).await {
+        let Ok(_permit) = timeout(queue_max, shared.gates.question(endpoint)).await else {
+            return Err(OriginError::Busy { host: endpoint.authority() });
+        };
+        let asking = possible_len(shared, endpoint, (repository, asker), sought);
+        let answer = timeout(answer_max, asking).await;
+        let stalled =
+            |_| Err(OriginError::Stalled { at: transport::shown(&endpoint.base), after: answer_max });
+        match answer.unwrap_or_else(stalled) {
             Ok(len) => return Ok(len),
             Err(error) => worst = worse(worst, error),
         }
@@ -255,10 +284,37 @@ pub(super) async fn reach(
 async fn blob_len(
     shared: &Shared,
     endpoint: &Endpoint,
-    repository: &Repository,
+    (repository, asker): (&Repository, &Asker),
     sought: &Sought,
 ) -> Result<u64, OriginError> {
     let _permit = shared.gates.question(endpoint).await;
+    possible_len(shared, endpoint, (repository, asker), sought).await
+}
+
+/// What a blob can have.
+async fn possible_len(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    (repository, asker): (&Repository, &Asker),
+    sought: &Sought,
+) -> Result<u64, OriginError> {
+    let len = stated_len(shared, endpoint, (repository, asker), sought).await?;
+    if len > BLOB_LEN_MAX {
+        let at = endpoint.url(&format!("{}/{}", repository.path, sought.kind.path(&sought.digest)));
+        return Err(OriginError::Answer {
+            at: transport::shown(&at),
+            what: "states a length that no blob has",
+        });
+    }
+    Ok(len)
+}
+
+async fn stated_len(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    (repository, asker): (&Repository, &Asker),
+    sought: &Sought,
+) -> Result<u64, OriginError> {
     let (path, accept) = (sought.kind.path(&sought.digest), sought.kind.accept());
     let ask = |method, range| Question {
         method,
@@ -267,7 +323,7 @@ async fn blob_len(
         accept: &accept,
         range,
         query: None,
-        asker: &sought.asker,
+        asker,
     };
     let answer = shared.exchange.ask(endpoint, &ask(Method::HEAD, None)).await?;
     if answer.status().is_success() {

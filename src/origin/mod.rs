@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
-pub use asker::{Asker, Pass};
+pub use asker::{Asker, Lead, Pass};
 pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
@@ -210,16 +210,17 @@ impl Origin {
         digest: &Digest,
         len: u64,
     ) -> Result<Located, OriginError> {
-        let sought = Sought { kind: Kind::Blob, digest: digest.clone(), len, asker: Asker::Node };
-        self.locate_as(wanted, &sought).await
+        let sought = Sought { kind: Kind::Blob, digest: digest.clone(), len };
+        let lead = |wanted: &Repository| Lead { repository: wanted.clone(), asker: Asker::Node };
+        self.follow(&wanted.iter().map(lead).collect::<Vec<_>>(), &sought).await
     }
 
     /// As [`Origin::locate`], for blobs and manifests, in anybody's name.
     ///
     /// # Errors
     /// As [`Origin::locate`].
-    pub async fn locate_as(&self, wanted: &[Repository], sought: &Sought) -> Result<Located, OriginError> {
-        locate::locate(&self.shared, wanted, sought).await
+    pub async fn follow(&self, leads: &[Lead], sought: &Sought) -> Result<Located, OriginError> {
+        locate::locate(&self.shared, leads, sought).await
     }
 
     /// Whether `asker` may have a blob or manifest of `repository`: its length, as the registry states it. Every
@@ -233,8 +234,8 @@ impl Origin {
         (kind, digest): (Kind, &Digest),
         asker: &Asker,
     ) -> Result<u64, OriginError> {
-        let sought = Sought { kind, digest: digest.clone(), len: 0, asker: asker.clone() };
-        Box::pin(locate::reach(&self.shared, repository, &sought)).await
+        let sought = Sought { kind, digest: digest.clone(), len: 0 };
+        Box::pin(locate::reach(&self.shared, repository, &sought, asker)).await
     }
 
     /// Passes a client's question on to the registry of its repository.
@@ -255,6 +256,29 @@ impl Origin {
         request: Request<Outgoing>,
     ) -> Result<Response<Incoming>, OriginError> {
         Box::pin(forward::forward(&self.shared, host, request)).await
+    }
+
+    /// As [`Origin::forward`], for a client that has asked for it at another address: redirects are spelt out.
+    ///
+    /// # Errors
+    /// As [`Origin::forward`].
+    pub async fn forward_from_elsewhere(
+        &self,
+        host: &str,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        Box::pin(forward::forward_from_elsewhere(&self.shared, host, request)).await
+    }
+
+    /// Whether `host` is one of those that may be asked without TLS: a registry that the operator knows.
+    #[must_use]
+    pub fn is_plain(&self, host: &str) -> bool {
+        self.shared.book.is_plain(host)
+    }
+
+    /// Whether somebody has written this very host into our settings or into `hosts_dir`.
+    pub async fn is_named(&self, host: &str) -> bool {
+        self.is_plain(host) || self.is_configured(host).await
     }
 
     /// Whether a folder of `hosts_dir` is about this very host.
@@ -287,12 +311,26 @@ mod tests {
         is_send(&origin.document(&repository, &digest, &[]));
         is_send(&origin.small_blob(&repository, &digest, 0));
         let endpoints = origin.shared.book.endpoints("r.local").await.unwrap();
-        let (kind, asker) = (Kind::Blob, Asker::Node);
-        let at = Located { repository, kind, digest, len: 0, asker, endpoints };
+        let lead = Lead { repository: repository.clone(), asker: Asker::Node };
+        let at = Located { repository, kind: Kind::Blob, digest, len: 0, lead, endpoints };
         let mut body = origin.read(&at, 0..0).await.unwrap();
         is_send(&origin.read(&at, 0..0));
         is_send(&body.next());
         assert!(body.next().await.is_none(), "an empty blob needs no question");
+    }
+
+    #[tokio::test]
+    async fn a_queue_of_our_own_is_no_outage() {
+        let settings = Settings { hosts_dir: vec![], origin_concurrency: 1, ..Settings::default() };
+        let patience = Patience { answer: std::time::Duration::from_millis(50), ..Patience::default() };
+        let origin = Origin::with_patience(settings, patience).unwrap();
+        let endpoints = origin.shared.book.endpoints("r.local").await.unwrap();
+        let _taken = origin.shared.gates.question(&endpoints[0]).await;
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let repository: Repository = "r.local/a".parse().unwrap();
+        let asked = origin.reach(&repository, (Kind::Blob, &digest), &Asker::Client(None)).await;
+        let error = asked.unwrap_err();
+        assert!(error.is_busy() && !error.is_outage(), "{error}");
     }
 
     #[test]

@@ -9,7 +9,11 @@ const PIECES: [(u64, u64); 2] = [(256 << 20, 256 << 10), (1 << 30, 1 << 20)];
 /// Above, pieces of 4 MiB keep the map of a 100 GiB blob at 25,600 pieces.
 const LARGE_PIECE: u64 = 4 << 20;
 
-/// How a blob of `len` bytes is cut. All pieces have the same length but the last, which is shorter; an empty
+/// The longest blob that is taken: 2^18 pieces, whose statements take 8 MiB of a tracker's memory. What registries accept
+/// is far below, so a longer one is a manifest, a registry or a member that lies.
+pub const BLOB_LEN_MAX: u64 = 1 << 40;
+
+/// How a blob of `len` bytes, at most [`BLOB_LEN_MAX`], is cut. All pieces have the same length but the last, which is shorter; an empty
 /// blob has one empty piece, so that every blob has something to prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PieceLayout {

@@ -11,7 +11,7 @@ mod layout;
 mod set;
 
 pub use chain::{Chain, ChainBuilder, ChainError, State};
-pub use layout::PieceLayout;
+pub use layout::{BLOB_LEN_MAX, PieceLayout};
 pub use set::PieceSet;
 
 /// The digest that a member states for a piece while no chain proves it yet.

@@ -7,13 +7,13 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, metrics, offered::Pulling,
-    proof, read::chain_of, session::Session, track::Line,
+    BySource, PullError, PullState, PullStatus, Shared, Want, arrival::Arrival, leads::Leads, metrics,
+    offered::Pulling, proof, read::chain_of, session::Session, track::Line,
 };
 use crate::{
     mesh::Member,
-    origin::{Asker, OriginError},
-    piece::{Chain, PieceLayout, Statement},
+    origin::OriginError,
+    piece::{BLOB_LEN_MAX, Chain, PieceLayout, Statement},
     store::{ArriveError, Arriving, Blob, CommitError},
     swarm::{
         exchange::Fetched,
@@ -87,8 +87,8 @@ pub(super) type End = Option<Result<Blob, Arc<PullError>>>;
 /// A flight as its handles see it.
 pub(super) struct Flight {
     pub(super) want: Arc<Want>,
-    /// Of those who want the blob, the one in whose name registries are asked.
-    pub(super) asker: Arc<Mutex<Asker>>,
+    /// Where those who want the blob have it from, each in his own name.
+    pub(super) leads: Leads,
     pub(super) arrival: Arc<Arrival>,
     pub(super) status: watch::Sender<PullStatus>,
     pub(super) end: watch::Sender<End>,
@@ -113,8 +113,8 @@ impl Flight {
             last_piece_at: None,
         };
         Self {
-            arrival: Arc::new(Arrival::new(PieceLayout::of(want.len), news.clone())),
-            asker: Arc::new(Mutex::new(want.asker.clone())),
+            arrival: Arc::new(Arrival::new(PieceLayout::of(want.len.min(BLOB_LEN_MAX)), news.clone())),
+            leads: Leads::of(&want),
             want: Arc::new(want),
             status: watch::Sender::new(status),
             end: watch::Sender::new(None),
@@ -135,15 +135,20 @@ impl Flight {
         self.want.len == len && self.end.borrow().is_none()
     }
 
-    /// Somebody joins who may be let in where the others are not.
-    pub(super) fn asked_also_by(&self, asker: Asker) {
-        let mut current = self.asker.lock();
-        *current = std::mem::take(&mut *current).or(asker);
-    }
-
     pub(super) fn called_by(&self, tracker: &str) {
         // A flight with a full queue is alive; it moves when the mesh tells it as well.
         let _busy = self.news.try_send(News::CalledBy(tracker.to_owned()));
+    }
+
+    /// A blob that cannot be: `false`, and it has ended.
+    pub(super) fn can_be(&self, shared: &Shared) -> bool {
+        let (digest, len) = (self.want.digest.clone(), self.want.len);
+        let possible = len <= BLOB_LEN_MAX;
+        if !possible {
+            let source = ArriveError::TooLong { digest: digest.clone(), len };
+            self.finish(shared, Err(PullError::Arrive { digest, source }));
+        }
+        possible
     }
 
     /// The blob was here all along.

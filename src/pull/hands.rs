@@ -2,25 +2,19 @@
 
 use std::{io, sync::Arc};
 
-use parking_lot::Mutex;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::mpsc;
 
-use super::{Shared, Want, arrival::Arrival, flight::News};
-use crate::{
-    origin::{Asker, Located},
-    piece::Statement,
-};
+use super::{Shared, Want, arrival::Arrival, flight::News, leads::Leads};
+use crate::piece::Statement;
 
 /// One task's share of the flight. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Hands {
     pub(super) parts: Arc<Shared>,
     pub(super) want: Arc<Want>,
-    pub(super) asker: Arc<Mutex<Asker>>,
+    pub(super) leads: Leads,
     pub(super) arrival: Arc<Arrival>,
     pub(super) news: mpsc::Sender<News>,
-    /// Where the origin has the blob: asked once.
-    pub(super) located: Arc<OnceCell<Located>>,
 }
 
 impl Hands {

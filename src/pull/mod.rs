@@ -14,6 +14,7 @@ mod arrival;
 mod fetch;
 mod flight;
 mod hands;
+mod leads;
 mod lengths;
 mod metrics;
 mod offered;
@@ -24,7 +25,7 @@ mod session;
 mod track;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -52,6 +53,9 @@ use crate::{
 /// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
 const BUFFERS: usize = 384;
 const BUFFER_LEN: usize = 256 << 10;
+
+/// Registries remembered as the node's own; those that come later count as strangers to it.
+const USED_MAX: usize = 1024;
 
 /// How pulls behave.
 #[derive(Clone, Debug)]
@@ -86,7 +90,7 @@ pub struct Want {
     pub origins: Vec<Repository>,
     /// Whether they have it among their blobs or their manifests.
     pub kind: Kind,
-    /// In whose name they are asked.
+    /// In whose name they are asked: these, and no others that somebody else names for the same blob.
     pub asker: Asker,
     /// For operators: the image that needs it.
     pub image: Option<String>,
@@ -108,6 +112,8 @@ struct Shared {
     readings: Readings,
     buffers: Semaphore,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+    /// Hosts of which the node itself has wanted something.
+    used: Mutex<HashSet<String>>,
 }
 
 /// Where bytes came from.
@@ -207,19 +213,24 @@ impl Pulls {
             readings: Readings::new(),
             buffers,
             flights,
+            used: Mutex::default(),
         }))
     }
 
     /// Joins the flight for this digest, or starts it.
     #[must_use]
     pub fn start(&self, want: Want) -> Pull {
+        self.note_used(&want);
         let mut flights = self.0.flights.lock();
         if let Some(flight) = flights.get(&want.digest).filter(|flight| flight.takes(want.len)) {
-            flight.asked_also_by(want.asker);
+            flight.leads.add(&want);
             return Pull { handle: Handle::of(flight) };
         }
         let flight = Arc::new(Flight::new(want.clone()));
         let pull = Pull { handle: Handle::of(&flight) };
+        if !flight.can_be(&self.0) {
+            return pull;
+        }
         if let Some(blob) = self.0.store.get(&want.digest).filter(|blob| blob.len() == want.len) {
             flight.finish_local(&self.0, blob);
             return pull;
@@ -228,6 +239,23 @@ impl Pulls {
         flights.insert(want.digest, flight.clone());
         self.0.tasks.spawn(flight::run(flight, self.0.clone()));
         pull
+    }
+
+    fn note_used(&self, want: &Want) {
+        let mut used = self.0.used.lock();
+        for repository in want.origins.iter().filter(|_| want.asker == Asker::Node) {
+            if used.len() < USED_MAX && !used.contains(&repository.host) {
+                used.insert(repository.host.clone());
+            }
+        }
+    }
+
+    /// Whether the node has wanted something of this registry in its own name. containerd's labels lose the port.
+    #[must_use]
+    pub fn has_used(&self, host: &str) -> bool {
+        let used = self.0.used.lock();
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+        [host, name].into_iter().any(|host| used.contains(host))
     }
 
     /// The pulls under way, and those that still serve their swarm.

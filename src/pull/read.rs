@@ -6,13 +6,16 @@ use bytes::{Bytes, BytesMut};
 
 use super::{flight::News, hands::Hands};
 use crate::{
-    origin::{Located, OriginError, Sought},
+    origin::{Located, OriginError},
     piece::{Chain, Statement},
     swarm::message::{Failure, Name, Run, Verdict},
 };
 
 /// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
 const BEAT: Duration = Duration::from_millis(500);
+
+/// A registry that has not sent a piece by then is slower than another may be; a piece has 4 MiB at most.
+const TURN_AFTER: Duration = Duration::from_secs(4);
 
 enum Ended {
     Done,
@@ -42,25 +45,36 @@ impl Hands {
         self.tell(News::ReadEnded { run, failure }).await;
     }
 
-    /// Asked once; what is read is read in the name of whoever can by then.
-    async fn locate(&self) -> Result<Located, OriginError> {
-        let (want, asker) = (&self.want, self.asker.lock().clone());
-        let locating = || async {
-            let (kind, digest, asker) = (want.kind, want.digest.clone(), asker.clone());
-            self.parts.origin.locate_as(&want.origins, &Sought { kind, digest, len: want.len, asker }).await
-        };
-        let located = self.located.get_or_try_init(locating).await?;
-        Ok(located.clone().asked_by(asker))
+    /// From one lead after the other, each going on where the one before it failed.
+    async fn read_run(&self, run: &Run, chain: Option<Arc<Chain>>) -> Ended {
+        let mut left = run.clone();
+        let mut tried = 0;
+        loop {
+            let at = match self.leads.locate(&self.parts.origin).await {
+                Ok(at) => at,
+                Err(error) => return Ended::Origin(Arc::new(error)),
+            };
+            let ended = self.read_at(&at, &mut left, chain.clone()).await;
+            tried += 1;
+            let error = match ended {
+                Ended::Origin(error) => error,
+                Ended::Done | Ended::NoRanges | Ended::Told => return ended,
+            };
+            if tried >= self.leads.len() || !self.leads.turn_from(at.lead(), &error).await {
+                return Ended::Origin(error);
+            }
+            tracing::debug!(digest = %self.want.digest, %error, "read elsewhere");
+        }
     }
 
-    async fn read_run(&self, run: &Run, chain: Option<Arc<Chain>>) -> Ended {
+    /// Reads what is `left` of a run.
+    async fn read_at(&self, at: &Located, left: &mut Run, chain: Option<Arc<Chain>>) -> Ended {
         let layout = self.arrival.layout();
-        let at = match self.locate().await {
-            Ok(at) => at,
-            Err(error) => return Ended::Origin(Arc::new(error)),
-        };
+        let run = left.clone();
         let range = layout.range(run.start).start..layout.range(run.end - 1).end;
-        let mut body = match self.parts.origin.read(&at, range.clone()).await {
+        let opening =
+            self.patiently(at, tokio::time::Instant::now(), self.parts.origin.read(at, range.clone()));
+        let mut body = match opening.await.and_then(|body| body) {
             Ok(body) => body,
             Err(error) => return Ended::Origin(Arc::new(error)),
         };
@@ -69,14 +83,15 @@ impl Hands {
         }
         let mut beat_at = tokio::time::Instant::now();
         let mut buffer = BytesMut::new();
-        for index in run.clone() {
+        for index in run {
             let len = layout.len_of(index);
             let _room = self.parts.buffer(len).await;
+            let began = tokio::time::Instant::now();
             while buffer.len() < len {
-                match body.next().await {
-                    Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
-                    Some(Err(error)) => return Ended::Origin(Arc::new(error)),
-                    None => unreachable!("a body that ends early ends in an error"),
+                match self.patiently(at, began, body.next()).await {
+                    Ok(Some(Ok(bytes))) => buffer.extend_from_slice(&bytes),
+                    Ok(Some(Err(error))) | Err(error) => return Ended::Origin(Arc::new(error)),
+                    Ok(None) => unreachable!("a body that ends early ends in an error"),
                 }
                 if beat_at.elapsed() >= BEAT {
                     beat_at = tokio::time::Instant::now();
@@ -87,8 +102,28 @@ impl Hands {
             if !self.keep_read(index, piece, chain.clone()).await {
                 return Ended::Told;
             }
+            left.start = index + 1;
         }
         Ended::Done
+    }
+
+    /// Waits as long as it takes; but where another registry has been named as well, not for ever on this one.
+    async fn patiently<T>(
+        &self,
+        at: &Located,
+        began: tokio::time::Instant,
+        coming: impl Future<Output = T>,
+    ) -> Result<T, OriginError> {
+        let mut coming = std::pin::pin!(coming);
+        loop {
+            // Another one may be named at any time; and one that trickles comes as far as one that says nothing.
+            if began.elapsed() >= TURN_AFTER && self.leads.may_turn_from(at.lead()) {
+                return Err(OriginError::Stalled { at: at.repository().to_string(), after: TURN_AFTER });
+            }
+            if let Ok(come) = tokio::time::timeout(TURN_AFTER / 4, &mut coming).await {
+                return Ok(come);
+            }
+        }
     }
 
     async fn keep_read(&self, index: u32, bytes: Bytes, chain: Option<Arc<Chain>>) -> bool {
@@ -142,7 +177,7 @@ impl Hands {
 
     async fn read_one(&self, index: u32) -> Result<Statement, OriginError> {
         let range = self.arrival.layout().range(index);
-        let at = self.locate().await?;
+        let at = self.leads.locate(&self.parts.origin).await?;
         let mut body = self.parts.origin.read(&at, range.clone()).await?;
         let mut position = body.start();
         let mut hasher = blake3::Hasher::new();

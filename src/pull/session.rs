@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OnceCell, mpsc},
+    sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
 
@@ -77,10 +77,9 @@ impl Session {
         Self {
             hands: Hands {
                 parts: shared.clone(),
-                asker: flight.asker.clone(),
+                leads: flight.leads.clone(),
                 arrival: flight.arrival.clone(),
                 news: flight.news.clone(),
-                located: Arc::new(OnceCell::new()),
                 want,
             },
             exchange: Exchange::new(setting, resumed),
@@ -242,6 +241,7 @@ impl Session {
             Action::StopOrigin { run } => {
                 if let Some(reading) = self.reads.remove(&run.start) {
                     reading.abort();
+                    self.tasks.spawn(async move { hands.leads.turn().await });
                 }
             }
             Action::Tell(report) => reports.push(report),

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     oci::Digest,
-    piece::{PieceLayout, PieceSet, Statement},
+    piece::{BLOB_LEN_MAX, PieceLayout, PieceSet, Statement},
 };
 
 use super::{
@@ -20,10 +20,6 @@ use super::{
     piece_file::{self, Found},
     tree,
 };
-
-/// The longest blob that the store takes: a quarter of a million pieces, 64 bytes of proof each. What registries
-/// accept is far below, so a longer one is a manifest that lies.
-pub(super) const BLOB_LEN_MAX: u64 = 1 << 40;
 
 /// Why a blob cannot begin to arrive.
 #[derive(Debug, thiserror::Error)]

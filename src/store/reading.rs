@@ -13,12 +13,11 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::{
     oci::Digest,
-    piece::{ChainBuilder, PieceLayout, Statement},
+    piece::{BLOB_LEN_MAX, ChainBuilder, PieceLayout, Statement},
 };
 
 use super::{
     Blob, Linked, Shared,
-    arrive::BLOB_LEN_MAX,
     blob::Contents,
     chain_file,
     file_id::FileId,

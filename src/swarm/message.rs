@@ -5,7 +5,7 @@ use std::{ops::Range, time::Duration};
 use crate::{
     mesh::Member,
     oci::Digest,
-    piece::{PieceLayout, Statement},
+    piece::{BLOB_LEN_MAX, PieceLayout, Statement},
     wire::mesh as wire,
 };
 use bytes::Bytes;
@@ -23,8 +23,6 @@ pub const SMALL_MAX: u64 = 128 << 10;
 const PACE_MS_MAX: u32 = 1000;
 /// Entries in one message: 1024 announcements are under 320 KiB, far below the 4 MiB that gRPC takes.
 pub const ENTRIES_MAX: usize = 1024;
-/// Largest blob: 1 TiB is 2^18 pieces, whose statements take 8 MiB of a tracker's memory.
-pub const BLOB_LEN_MAX: u64 = 1 << 40;
 /// Leases that a joining puller may bring along: more than the tracker that died can have given it.
 const READING_MAX: usize = 64;
 /// A reason is one word.

@@ -6,6 +6,7 @@ mod blobs;
 mod manifests;
 mod offline;
 mod proxy;
+mod strangers;
 
 use std::{
     path::{Path, PathBuf},

@@ -13,7 +13,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{
     files::{Backup, Change, backup_of},
-    parse, read,
+    imports, parse, read,
 };
 use crate::containerd::Version;
 
@@ -63,13 +63,14 @@ pub(super) enum HostsDir {
     Refused,
 }
 
-/// Where the containerd of the settings file `config` finds hosts.toml folders.
+/// Where the containerd of the settings file `config` finds hosts.toml folders: as the file says, or another that it
+/// imports. What our drop-in says does not count.
 pub(super) fn hosts_dir(config: &Path) -> anyhow::Result<HostsDir> {
-    let beside = config.parent().unwrap_or(Path::new("/")).join("certs.d");
-    let Some(text) = read(config)? else { return Ok(HostsDir::Unsaid(beside)) };
-    let document = parse(config, &text)?;
-    let mut found = HostsDir::Unsaid(beside);
-    for registry in REGISTRY.iter().filter_map(|names| lookup(&document, names)) {
+    let mut found = HostsDir::Unsaid(config.parent().unwrap_or(Path::new("/")).join("certs.d"));
+    let documents = imports::documents(config, &drop_in_of(config))?;
+    let registries =
+        |document| REGISTRY.iter().filter_map(|names| lookup(document, names)).collect::<Vec<_>>();
+    for registry in documents.iter().flat_map(registries) {
         let full = |key: &str| registry.get(key).and_then(Item::as_table_like).is_some_and(|t| !t.is_empty());
         if full("mirrors") || full("configs") {
             return Ok(HostsDir::Refused);
@@ -139,7 +140,7 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
     let without = without_flotilla(config, &current, original.as_deref(), &drop_in)?;
     let (after, backup) = match original {
         Some(original) if same_settings(config, &without, &original) => (Some(original), Backup::Remove),
-        Some(_) => (Some(without), Backup::Leave),
+        Some(_) => (Some(without), Backup::Drop),
         None if without.trim().is_empty() => (None, Backup::Leave),
         None => (before.is_some().then_some(without), Backup::Leave),
     };
@@ -147,6 +148,29 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
         Change { path: config.to_owned(), before, after, backup },
         Change { before: read(&drop_in)?, path: drop_in, after: None, backup: Backup::Leave },
     ])
+}
+
+/// Takes out what tells containerd of the mirror, and nothing of the snapshotter.
+pub(super) fn uninstall_mirror(config: &Path) -> anyhow::Result<Vec<Change>> {
+    let drop_in = drop_in_of(config);
+    let has_plugin = |text: &String| text.contains("[proxy_plugins.");
+    let Some(ours) = read(&drop_in)?.filter(has_plugin) else { return uninstall(config) };
+    let mut changes = Vec::new();
+    let mut document = parse(&drop_in, &ours)?;
+    if let Some(registry) = find(&mut document, REGISTRY[1]) {
+        registry.remove("config_path");
+        remove_empty(&mut document, &DocumentMut::new(), REGISTRY[1]);
+    }
+    let after = Some(document.to_string());
+    changes.push(Change { path: drop_in, before: Some(ours), after, backup: Backup::Leave });
+    if let Some(before) = read(config)? {
+        let original = read(&backup_of(config))?.map(|original| parse(config, &original)).transpose()?;
+        let mut document = parse(config, &before)?;
+        forget_hosts_dir(config, &mut document, &original.unwrap_or_default());
+        let after = Some(document.to_string());
+        changes.push(Change { path: config.to_owned(), before: Some(before), after, backup: Backup::Leave });
+    }
+    Ok(changes)
 }
 
 /// The main file of an old containerd, told where hosts.toml folders are.
@@ -280,16 +304,7 @@ fn without_flotilla(
             transfer.remove("unpack_config");
         }
     }
-    let beside = path.parent().unwrap_or(Path::new("/")).join("certs.d").display().to_string();
-    if let Some(registry) = find(&mut document, REGISTRY[0])
-        && registry.get("config_path").and_then(Item::as_str) == Some(&beside)
-    {
-        match lookup(&original, REGISTRY[0]).and_then(|registry| registry.get("config_path")) {
-            Some(old) => registry["config_path"] = old.clone(),
-            None => drop(registry.remove("config_path")),
-        }
-    }
-    remove_empty(&mut document, &original, REGISTRY[0]);
+    forget_hosts_dir(path, &mut document, &original);
     remove_empty(&mut document, &original, &CRI_1);
     remove_empty(&mut document, &original, &TRANSFER);
     let bare =
@@ -300,6 +315,20 @@ fn without_flotilla(
         return Ok(String::new());
     }
     Ok(after)
+}
+
+/// Takes the `config_path` out of an old containerd's main file that we have set.
+fn forget_hosts_dir(path: &Path, document: &mut DocumentMut, original: &DocumentMut) {
+    let beside = path.parent().unwrap_or(Path::new("/")).join("certs.d").display().to_string();
+    if let Some(registry) = find(document, REGISTRY[0])
+        && registry.get("config_path").and_then(Item::as_str) == Some(&beside)
+    {
+        match lookup(original, REGISTRY[0]).and_then(|registry| registry.get("config_path")) {
+            Some(old) => registry["config_path"] = old.clone(),
+            None => drop(registry.remove("config_path")),
+        }
+    }
+    remove_empty(document, original, REGISTRY[0]);
 }
 
 /// Removes the tables along `names` that are empty now and that `original` has not.
@@ -551,6 +580,47 @@ version = 2
                 apply(&uninstall(&config).unwrap());
                 assert_eq!(read(&config).unwrap(), None, "{version}");
             }
+        }
+    }
+
+    #[test]
+    fn what_imported_files_say_of_registries_counts() {
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\".registry";
+        let mirrors = format!("version = 2\n[{cri}.mirrors.\"docker.io\"]\nendpoint = []\n");
+        let said = format!("version = 2\n[{cri}]\nconfig_path = \"/a:/b\"\n");
+        for (text, wanted) in [(mirrors, HostsDir::Refused), (said, HostsDir::Said("/a".into()))] {
+            for main in [Some("version = 2\nimports = [\"conf.d/*.toml\"]\n"), None] {
+                let (dir, config) = machine(main);
+                std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+                std::fs::write(dir.path().join("conf.d/50-theirs.toml"), &text).unwrap();
+                assert_eq!(hosts_dir(&config).unwrap(), wanted);
+                apply(&install(&config, &node("2.1.4")).unwrap());
+                let drop_in = read(&drop_in_of(&config)).unwrap().unwrap();
+                assert!(!drop_in.contains("config_path"), "{drop_in}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_mirror_is_taken_out_without_the_snapshotter() {
+        for version in ["1.6.20", "1.7.24", "2.1.4"] {
+            let (_dir, config) = machine(Some(WITH_COMMENTS));
+            apply(&install(&config, &node(version)).unwrap());
+            apply(&uninstall_mirror(&config).unwrap());
+            let both = read(&config).unwrap().unwrap() + &read(&drop_in_of(&config)).unwrap().unwrap();
+            assert!(!both.contains("config_path") && !both.contains("registry"), "{version}: {both}");
+            assert!(both.contains("snapshotter = \"flotilla\"") && both.contains("snapshots.sock"), "{both}");
+            assert!(uninstall_mirror(&config).unwrap().iter().all(|change| !change.is_needed()));
+            apply(&uninstall(&config).unwrap());
+            assert_eq!(read(&config).unwrap().as_deref(), Some(WITH_COMMENTS), "{version}");
+            let (_dir, config) = machine(Some(WITH_COMMENTS));
+            apply(&install(&config, &Node { snapshotter: false, ..node(version) }).unwrap());
+            apply(&uninstall_mirror(&config).unwrap());
+            assert_eq!(
+                read(&config).unwrap().as_deref(),
+                Some(WITH_COMMENTS),
+                "{version}: it was all there was"
+            );
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{
-    files::{Backup, Change},
+    files::{Backup, Change, backup_of},
     parse, read,
 };
 
@@ -28,22 +28,65 @@ pub(super) fn install(
         }
     }
     let path = dir.join(NAME);
-    let mut document = DocumentMut::new();
+    let before = read(&path)?;
     if entries.is_empty() {
-        let before = read(&path)?;
         return Ok((Change { path, after: before.clone(), before, backup: Backup::Leave }, notes));
     }
-    document["registry"] = Item::ArrayOfTables(entries);
-    let after = Some(format!("{HEADER}{document}"));
-    Ok((Change { before: read(&path)?, path, after, backup: Backup::Leave }, notes))
+    // What somebody has written there comes back.
+    let is_theirs = before.as_deref().is_some_and(|text| !is_ours(&path, text));
+    let backup = if is_theirs { Backup::Make } else { Backup::Leave };
+    Ok((Change { before, path, after: Some(written(entries)), backup }, notes))
 }
 
 pub(super) fn uninstall(dir: &Path) -> anyhow::Result<Change> {
     let path = dir.join(NAME);
     let before = read(&path)?;
-    // A file of this name that we have not written is somebody else's.
-    let after = before.clone().filter(|text| !text.starts_with(HEADER));
-    Ok(Change { path, before, after, backup: Backup::Leave })
+    let original = read(&backup_of(&path))?;
+    let (after, backup) = match (&before, original) {
+        (Some(text), Some(original)) if is_ours(&path, text) => (Some(original), Backup::Remove),
+        (Some(text), None) if is_ours(&path, text) => (None, Backup::Leave),
+        // Ours once, and changed since: only what is still ours goes.
+        (Some(text), _) if text.starts_with(HEADER) => (without_ours(&path, text)?, Backup::Drop),
+        // A file of this name that we have not written is somebody else's.
+        _ => (before.clone(), Backup::Leave),
+    };
+    Ok(Change { path, before, after, backup })
+}
+
+fn written(entries: ArrayOfTables) -> String {
+    let mut document = DocumentMut::new();
+    document["registry"] = Item::ArrayOfTables(entries);
+    format!("{HEADER}{document}")
+}
+
+/// Whether the file is as we have written it, for whichever registries and wherever the mirror was.
+fn is_ours(path: &Path, text: &str) -> bool {
+    let Ok(document) = parse(path, text) else { return false };
+    let entries = document.get("registry").and_then(Item::as_array_of_tables);
+    let again: Option<ArrayOfTables> = entries.into_iter().flatten().map(own).collect();
+    again.is_some_and(|again| written(again) == text)
+}
+
+/// The entry anew, if it is one that we write.
+fn own(written: &Table) -> Option<Table> {
+    let registry = written.get("prefix")?.as_str()?;
+    let mirrors = written.get("mirror")?.as_array_of_tables()?;
+    let location = mirrors.iter().next()?.get("location")?.as_str()?;
+    let again = entry(registry, location.strip_suffix(&format!("/{registry}"))?);
+    (again.to_string() == written.to_string()).then_some(again)
+}
+
+/// The text without entries of ours; nothing where nothing else is in it.
+fn without_ours(path: &Path, text: &str) -> anyhow::Result<Option<String>> {
+    let mut document = parse(path, text)?;
+    if let Some(entries) = document.get_mut("registry").and_then(Item::as_array_of_tables_mut) {
+        entries.retain(|entry| own(entry).is_none());
+        if entries.is_empty() {
+            document.remove("registry");
+        }
+    }
+    let left = document.to_string().replacen(HEADER, "", 1);
+    Ok((!left.trim().is_empty()).then_some(left))
 }
 
 fn entry(registry: &str, mirror: &str) -> Table {
@@ -106,5 +149,30 @@ mod tests {
         uninstall(&dir).unwrap().apply().unwrap();
         assert_eq!(read(&dir.join(NAME)).unwrap(), None);
         assert!(!uninstall(&dir).unwrap().is_needed());
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_there_comes_back_and_what_was_added_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let (dir, file) = (place.path(), place.path().join(NAME));
+        let (hub, mirror) = (["docker.io".to_owned()], "http://127.0.0.1:7441");
+        let theirs = "[[registry]]\nlocation = \"r.local\"\n";
+        std::fs::write(&file, theirs).unwrap();
+        install(dir, &hub, mirror).unwrap().0.apply().unwrap();
+        // The address has changed, and with it what we write.
+        install(dir, &hub, "http://127.0.0.1:9999").unwrap().0.apply().unwrap();
+        uninstall(dir).unwrap().apply().unwrap();
+        assert_eq!(read(&file).unwrap().as_deref(), Some(theirs));
+        std::fs::remove_file(&file).unwrap();
+
+        install(dir, &hub, mirror).unwrap().0.apply().unwrap();
+        let added = format!("{}\n[[registry]]\nlocation = \"r.local\"\n", read(&file).unwrap().unwrap());
+        std::fs::write(&file, added).unwrap();
+        uninstall(dir).unwrap().apply().unwrap();
+        let left = read(&file).unwrap().unwrap();
+        assert!(
+            left.contains("r.local") && !left.contains("docker.io") && !left.contains("flotilla"),
+            "{left}"
+        );
     }
 }

@@ -27,6 +27,8 @@ pub(super) enum Backup {
     Make,
     /// Removed: what it held is in place again.
     Remove,
+    /// Removed: the file has been changed since, and only our entries were taken out of it.
+    Drop,
     /// There is none; the folder of a file that is removed goes as well, if nothing else is in it.
     WithFolder,
     /// Left as it is, or not wanted.
@@ -65,7 +67,9 @@ impl Change {
                 format!("{path}: written; what was there is in {}", backup_of(&self.path).display())
             }
             (Some(_), Backup::Remove) => format!("{path}: as it was before"),
-            (Some(_), Backup::Make | Backup::Leave | Backup::WithFolder) => format!("{path}: written"),
+            (Some(_), Backup::Make | Backup::Drop | Backup::Leave | Backup::WithFolder) => {
+                format!("{path}: written")
+            }
         }
     }
 
@@ -80,7 +84,7 @@ impl Change {
             Some(after) => self.replace(&self.path, after)?,
             None => remove(&self.path)?,
         }
-        if self.backup == Backup::Remove {
+        if matches!(self.backup, Backup::Remove | Backup::Drop) {
             remove(&backup)?;
         }
         if let (Backup::WithFolder, None, Some(folder)) = (self.backup, &self.after, self.path.parent()) {
@@ -90,8 +94,11 @@ impl Change {
         Ok(())
     }
 
-    /// Writes `text` to `path` by rename, with the owner and mode that the changed file has.
+    /// Writes `text` to `path` by rename, with the owner and mode that the changed file has. A link stays one, and what
+    /// it leads to is written.
     fn replace(&self, path: &Path, text: &str) -> anyhow::Result<()> {
+        let resolved = std::fs::canonicalize(path);
+        let path = resolved.as_deref().unwrap_or(path);
         let what = || format!("cannot write {}", path.display());
         let folder = path.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(folder).with_context(what)?;
@@ -118,5 +125,23 @@ fn remove(path: &Path) -> anyhow::Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("kept.toml"), dir.path().join("config.toml"));
+        std::fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let (before, after) = (Some("old".to_owned()), Some("new".to_owned()));
+        Change { path: link.clone(), before, after, backup: Backup::Make }.apply().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(std::fs::read_to_string(backup_of(&link)).unwrap(), "old");
     }
 }

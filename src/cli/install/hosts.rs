@@ -41,12 +41,10 @@ pub(super) fn install(dir: &Path, mirror: &str) -> anyhow::Result<Plan> {
                 folder.display()
             )),
             Some(before) => match with_mirror(&path, &before, mirror) {
-                Ok(after) => plan.changes.push(Change {
-                    path,
-                    before: Some(before),
-                    after: Some(after),
-                    backup: Backup::Make,
-                }),
+                Ok(after) => {
+                    let backup = backup_for(Some(&before));
+                    plan.changes.push(Change { path, before: Some(before), after: Some(after), backup });
+                }
                 Err(why) => plan.notes.push(format!("{why:#}; left alone")),
             },
         }
@@ -57,22 +55,26 @@ pub(super) fn install(dir: &Path, mirror: &str) -> anyhow::Result<Plan> {
         Some(before) => with_mirror(&path, before, mirror)?,
         None => block(mirror),
     };
-    plan.changes.push(Change { path, before, after: Some(after), backup: Backup::Make });
+    let backup = backup_for(before.as_deref());
+    plan.changes.push(Change { path, before, after: Some(after), backup });
     Ok(plan)
 }
 
-/// Takes `mirror` out again: a file that nobody has touched since is as it was before.
-pub(super) fn uninstall(dir: &Path, mirror: &str) -> anyhow::Result<Vec<Change>> {
+/// Takes the mirror out again, at whatever address it was entered, or stands at now: a file that nobody has touched since
+/// is as it was before.
+pub(super) fn uninstall(dir: &Path, current: Option<&str>) -> anyhow::Result<Vec<Change>> {
     let mut changes = Vec::new();
     for folder in folders(dir)? {
         let path = folder.join("hosts.toml");
         let Some(before) = read(&path)? else { continue };
+        let Some(mirror) = entered(&before).or_else(|| current.map(str::to_owned)) else { continue };
+        let mirror = &mirror;
         let original = read(&backup_of(&path))?;
         let untouched =
             |original: &String| with_mirror(&path, original, mirror).is_ok_and(|ours| ours == before);
         let (after, backup) = match original {
             Some(original) if untouched(&original) => (Some(original), Backup::Remove),
-            Some(_) => (Some(without_mirror(&path, &before, mirror)?), Backup::Leave),
+            Some(_) => (Some(without_mirror(&path, &before, mirror)?), Backup::Drop),
             None if before == block(mirror) => (None, Backup::WithFolder),
             None if before.starts_with(HEADER) => {
                 (Some(without_mirror(&path, &before, mirror)?), Backup::Leave)
@@ -100,12 +102,33 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
+/// The address under which we have entered the mirror into a file.
+fn entered(text: &str) -> Option<String> {
+    let (_, below) = text.split_once(HEADER)?;
+    let name = below.lines().next()?.strip_prefix("[host.\"")?.strip_suffix("\"]")?;
+    Some(name.to_owned())
+}
+
+/// What stands there with a mirror of ours is nothing to come back to.
+fn backup_for(before: Option<&str>) -> Backup {
+    if before.is_some_and(|before| entered(before).is_some()) { Backup::Leave } else { Backup::Make }
+}
+
 fn block(mirror: &str) -> String {
     format!("{HEADER}[host.{mirror:?}]\n  capabilities = [\"pull\", \"resolve\"]\n")
 }
 
-/// `text` with the mirror as the first host: the order of the tables is the order of asking.
+/// `text` with the mirror as the first host: the order of the tables is the order of asking. Where it stands at another
+/// address, as it was before `mirror.listen` was changed, it stands there no longer.
 fn with_mirror(path: &Path, text: &str, mirror: &str) -> anyhow::Result<String> {
+    let cleared = match entered(text).filter(|old| old != mirror) {
+        Some(old) => without_mirror(path, text, &old)?,
+        None => text.to_owned(),
+    };
+    if cleared.trim().is_empty() && !text.trim().is_empty() {
+        return Ok(block(mirror));
+    }
+    let text = cleared.as_str();
     let first = |text: &str| -> anyhow::Result<Option<String>> {
         let document = parse(path, text)?;
         let hosts = document.get("host").and_then(Item::as_table_like);
@@ -146,6 +169,48 @@ mod tests {
     use super::*;
 
     const MIRROR: &str = "http://127.0.0.1:7441";
+
+    #[test]
+    fn the_mirror_is_known_by_its_header_when_its_address_has_changed() {
+        for theirs in [Some(THEIRS), None] {
+            let dir = tempfile::tempdir().unwrap();
+            if let Some(theirs) = theirs {
+                fs::create_dir(dir.path().join("r.local")).unwrap();
+                fs::write(dir.path().join("r.local/hosts.toml"), theirs).unwrap();
+            }
+            let apply = |changes: Vec<Change>| {
+                changes.iter().filter(|change| change.is_needed()).for_each(|change| change.apply().unwrap());
+            };
+            let moved = "http://127.0.0.1:9999";
+            apply(install(dir.path(), MIRROR).unwrap().changes);
+            apply(install(dir.path(), moved).unwrap().changes);
+            for file in ["r.local/hosts.toml", "_default/hosts.toml"] {
+                let Some(text) = read(&dir.path().join(file)).unwrap() else { continue };
+                assert!(text.contains(moved) && !text.contains(MIRROR), "{text}");
+            }
+            apply(uninstall(dir.path(), Some("http://127.0.0.1:1")).unwrap());
+            assert_eq!(read(&dir.path().join("r.local/hosts.toml")).unwrap().as_deref(), theirs);
+            assert!(!dir.path().join("_default").exists());
+        }
+    }
+
+    #[test]
+    fn the_bytes_that_come_back_are_those_of_the_last_install() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("r.local/hosts.toml");
+        fs::create_dir(dir.path().join("r.local")).unwrap();
+        fs::write(&file, THEIRS).unwrap();
+        let apply = |changes: Vec<Change>| changes.iter().for_each(|change| change.apply().unwrap());
+        apply(install(dir.path(), MIRROR).unwrap().changes);
+        let edited = format!("# edited\n{}", read(&file).unwrap().unwrap());
+        fs::write(&file, edited).unwrap();
+        apply(uninstall(dir.path(), Some(MIRROR)).unwrap());
+        let second = read(&file).unwrap().unwrap();
+        assert!(second.starts_with("# edited") && !backup_of(&file).exists());
+        apply(install(dir.path(), MIRROR).unwrap().changes);
+        apply(uninstall(dir.path(), Some(MIRROR)).unwrap());
+        assert_eq!(read(&file).unwrap(), Some(second));
+    }
 
     const THEIRS: &str = "# since 2021\nserver = \"https://r.local\" # ours\n\n[host.\"https://cache.local\"]\n  \
                           capabilities = [\"pull\"]\n[host.\"https://cache.local\".header]\n  x = \"y\"\n";
@@ -188,7 +253,7 @@ mod tests {
     fn uninstalling_gives_back_every_byte() {
         let dir = certs_d();
         apply(&install(dir.path(), MIRROR).unwrap().changes);
-        apply(&uninstall(dir.path(), MIRROR).unwrap());
+        apply(&uninstall(dir.path(), Some(MIRROR)).unwrap());
         let text = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(
             (text("r.local/hosts.toml").as_str(), text("plain.local/hosts.toml").as_str()),
@@ -198,7 +263,7 @@ mod tests {
             !dir.path().join("_default").exists()
                 && !dir.path().join("r.local/hosts.toml.before-flotilla").exists()
         );
-        assert!(uninstall(dir.path(), MIRROR).unwrap().is_empty());
+        assert!(uninstall(dir.path(), Some(MIRROR)).unwrap().is_empty());
     }
 
     #[test]
@@ -208,7 +273,7 @@ mod tests {
         let path = dir.path().join("r.local/hosts.toml");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}\n[host.\"https://other.local\"]\n")).unwrap();
-        apply(&uninstall(dir.path(), MIRROR).unwrap());
+        apply(&uninstall(dir.path(), Some(MIRROR)).unwrap());
         let text = fs::read_to_string(&path).unwrap();
         assert!(
             text.contains("other.local") && text.contains("cache.local") && !text.contains(MIRROR),

@@ -9,6 +9,7 @@ mod containers;
 mod docker;
 mod files;
 mod hosts;
+mod imports;
 mod nerdctl;
 
 use std::{
@@ -134,6 +135,7 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         for note in notes {
             writeln!(out, "{note}")?;
         }
+        writeln!(out, "registries that flotilla does not know are shared once mirror.registries names them")?;
         changes.push(change);
     }
     apply(&args.targets, changes, out)
@@ -192,17 +194,20 @@ pub(super) fn uninstall(
 ) -> anyhow::Result<()> {
     let mut changes = Vec::new();
     if args.targets.of_containerd() {
-        let dir = containerd::hosts_dir(&args.targets.containerd_config)?;
-        if let (HostsDir::Said(dir) | HostsDir::Unsaid(dir), Some(mirror)) = (dir, mirror_url(settings)) {
-            changes.extend(hosts::uninstall(&dir, &mirror)?);
+        let config = &args.targets.containerd_config;
+        if let HostsDir::Said(dir) | HostsDir::Unsaid(dir) = containerd::hosts_dir(config)? {
+            changes.extend(hosts::uninstall(&dir, mirror_url(settings).as_deref())?);
         }
-        changes.extend(containerd::uninstall(&args.targets.containerd_config)?);
+        changes.extend(match args.targets.containerd {
+            true => containerd::uninstall(config)?,
+            false => containerd::uninstall_mirror(config)?,
+        });
     }
     if args.targets.nerdctl {
         changes.push(nerdctl::uninstall(&args.targets.nerdctl_config)?);
     }
     if args.targets.docker {
-        changes.push(docker::uninstall(&args.targets.docker_config, &fixed_mirror_url(settings)?)?);
+        changes.push(docker::uninstall(&args.targets.docker_config, mirror_url(settings).as_deref())?);
     }
     if args.targets.of_containers() {
         changes.push(containers::uninstall(&args.targets.registries_dir)?);

@@ -30,7 +30,7 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Change> {
     }
     let after = document.to_string();
     let untouched = original.as_deref() == Some(after.as_str());
-    let backup = if untouched { Backup::Remove } else { Backup::Leave };
+    let backup = if untouched { Backup::Remove } else { Backup::Drop };
     let after = (original.is_some() || !after.trim().is_empty()).then_some(after);
     Ok(Change { path: config.to_owned(), before, after, backup })
 }

@@ -402,3 +402,16 @@ async fn a_pull_that_nobody_comes_back_for_ends() {
     assert!(left_at.elapsed() >= linger);
     crowd.down().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_longer_than_any_is_refused_and_others_are_pulled() {
+    let crowd = Crowd::new(1, 1000, true).await;
+    let pulls = &crowd.nodes[0].pulls;
+    for len in [u64::MAX, (1 << 54) - 1, crate::piece::BLOB_LEN_MAX + 1] {
+        let pull = pulls.start(Want { len, ..crowd.want.clone() });
+        assert_eq!(pull.proven().await.err().map(|error| error.reason()), Some("store"));
+    }
+    let pull = pulls.start(crowd.want.clone());
+    tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    crowd.down().await;
+}

@@ -25,11 +25,12 @@ use crate::{
 /// A grant counts for so long: a pull with its retries, and not much longer than a token lives.
 pub const GRANTED_FOR: Duration = Duration::from_secs(300);
 
-/// How long a registry may take to say who may have what, before it counts as down.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-
 /// A registry that was down is not asked again for so long: every request would wait for it anew.
 const DOWN_FOR: Duration = Duration::from_secs(5);
+
+/// A registry that failed in so many repositories at once is down in all of them. One that fails in a single one may do
+/// so because of what was asked.
+const DOWN_IN: usize = 2;
 
 /// Grants remembered, of 200 bytes each; beyond it all are asked for again.
 const GRANTS_MAX: usize = 1 << 14;
@@ -70,7 +71,39 @@ pub(super) struct Gate {
     key: [u8; 32],
     grants: Mutex<HashMap<Question, Answered>>,
     answered: Mutex<HashSet<String>>,
-    down: Mutex<HashMap<String, Instant>>,
+    down: Mutex<Down>,
+}
+
+/// Where registries failed a moment ago, and until when that counts.
+#[derive(Debug, Default)]
+struct Down(HashMap<String, HashMap<Option<String>, Instant>>);
+
+impl Down {
+    /// `None` for all repositories of `host`.
+    fn note(&mut self, host: &str, path: Option<&str>, now: Instant) {
+        self.prune(now);
+        if self.0.len() < HOSTS_MAX {
+            let failed = self.0.entry(host.to_owned()).or_default();
+            if failed.len() <= DOWN_IN {
+                failed.insert(path.map(str::to_owned), now + DOWN_FOR);
+            }
+        }
+    }
+
+    fn is_down(&mut self, repository: &Repository, now: Instant) -> bool {
+        self.prune(now);
+        let Some(failed) = self.0.get(&repository.host) else { return false };
+        failed.len() >= DOWN_IN
+            || failed.contains_key(&None)
+            || failed.contains_key(&Some(repository.path.clone()))
+    }
+
+    fn prune(&mut self, now: Instant) {
+        self.0.retain(|_, failed| {
+            failed.retain(|_, until| now < *until);
+            !failed.is_empty()
+        });
+    }
 }
 
 impl Gate {
@@ -143,25 +176,20 @@ impl Gate {
     }
 
     /// An error right away if the registry was down a moment ago.
-    pub(super) fn is_up(&self, host: &str) -> Result<(), OriginError> {
-        let until = self.down.lock().get(host).copied();
-        match until {
-            Some(until) if Instant::now() < until => {
-                Err(OriginError::Stalled { at: host.to_owned(), after: DOWN_FOR })
-            }
-            Some(_) | None => Ok(()),
+    pub(super) fn is_up(&self, repository: &Repository) -> Result<(), OriginError> {
+        match self.down.lock().is_down(repository, Instant::now()) {
+            true => Err(OriginError::Stalled { at: repository.host.clone(), after: DOWN_FOR }),
+            false => Ok(()),
         }
     }
 
     /// What came of asking a registry.
-    pub(super) fn heard<T>(&self, host: &str, answer: &Result<T, OriginError>) {
+    pub(super) fn heard<T>(&self, repository: &Repository, answer: &Result<T, OriginError>) {
+        let Repository { host, path } = repository;
         match answer {
             Err(error) if error.is_outage() => {
-                let mut down = self.down.lock();
-                if down.len() >= HOSTS_MAX {
-                    down.clear();
-                }
-                down.insert(host.to_owned(), Instant::now() + DOWN_FOR);
+                let path = (!error.is_unreachable()).then_some(path.as_str());
+                self.down.lock().note(host, path, Instant::now());
             }
             // It answers, whatever it says; or there is no such registry.
             Ok(_) => self.heard_of(host),
@@ -172,9 +200,10 @@ impl Gate {
 
     fn heard_of(&self, host: &str) {
         let mut answered = self.answered.lock();
-        if answered.len() < HOSTS_MAX {
-            answered.insert(host.to_owned());
+        if answered.len() >= HOSTS_MAX && !answered.contains(host) {
+            answered.clear();
         }
+        answered.insert(host.to_owned());
     }
 
     async fn goes_on_without(&self, repository: &Repository) -> bool {
@@ -191,12 +220,9 @@ impl Gate {
         wanted: (Kind, &Digest),
         asker: &Asker,
     ) -> Result<u64, OriginError> {
-        self.is_up(&repository.host)?;
-        let asking = self.origin.reach(repository, wanted, asker);
-        let answer = tokio::time::timeout(ANSWER_MAX, asking).await;
-        let stalled = |_| Err(OriginError::Stalled { at: repository.to_string(), after: ANSWER_MAX });
-        let answer = answer.unwrap_or_else(stalled);
-        self.heard(&repository.host, &answer);
+        self.is_up(repository)?;
+        let answer = self.origin.reach(repository, wanted, asker).await;
+        self.heard(repository, &answer);
         answer
     }
 
@@ -206,5 +232,25 @@ impl Gate {
             grants.clear();
         }
         grants.entry(question).or_default().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_fails_in_one_repository_is_up_in_the_others() {
+        let [a, b, c] = ["r.local/a", "r.local/b", "r.local/c"].map(|name| name.parse().unwrap());
+        let (mut down, now) = (Down::default(), Instant::now());
+        down.note("r.local", Some("a"), now);
+        assert!(down.is_down(&a, now) && !down.is_down(&b, now));
+        assert!(!down.is_down(&a, now + DOWN_FOR));
+        down.note("r.local", Some("a"), now);
+        down.note("r.local", Some("b"), now);
+        assert!(down.is_down(&c, now), "it fails everywhere");
+        let mut down = Down::default();
+        down.note("r.local", None, now);
+        assert!(down.is_down(&a, now), "nobody is there");
     }
 }

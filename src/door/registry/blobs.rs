@@ -26,7 +26,7 @@ use super::{
 use crate::{
     oci::Digest,
     origin::Kind,
-    piece::PieceLayout,
+    piece::{BLOB_LEN_MAX, PieceLayout},
     pull::{Pieces, PiecesError, Pull, Pulls, Want},
 };
 
@@ -47,22 +47,34 @@ impl Door {
             Ok(grant) => grant,
             Err(error) => return reply::refused(Sort::Blob, &error),
         };
-        let len = match grant.len.or_else(|| self.len_here(digest)) {
-            Some(len) => len,
-            None if grant.unchecked => match self.parts.pulls.len_elsewhere(digest).await {
-                Some(len) => len,
-                None => return reply::error(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "nobody here knows it"),
-            },
+        let lens = match grant.len.or_else(|| self.len_here(asked, digest)) {
+            Some(len) => vec![len],
+            None if grant.unchecked => self.parts.pulls.lens_elsewhere(digest).await,
             None => {
                 let reach = self.parts.origin.reach(&asked.repository, (Kind::Blob, digest), &client.asker);
                 match reach.await {
-                    Ok(len) => len,
+                    Ok(len) => vec![len],
                     Err(error) => return reply::refused(Sort::Blob, &error),
                 }
             }
         };
-        let mut reply = match range::wanted(client.range.as_deref(), len) {
-            Wanted::Unsatisfiable => return unsatisfiable(len),
+        let mut reply = reply::error(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "nobody here knows it");
+        for len in lens {
+            reply = self.of_len(asked, digest, len, client).await;
+            if !reply.status().is_server_error() {
+                break;
+            }
+        }
+        if grant.unchecked && reply.status().is_success() {
+            reply::set(&mut reply, header::WARNING, reply::UNCHECKED);
+        }
+        reply
+    }
+
+    /// The blob, which has `len` bytes.
+    async fn of_len(&self, asked: &Asked, digest: &Digest, len: u64, client: &Client) -> Reply {
+        match range::wanted(client.range.as_deref(), len) {
+            Wanted::Unsatisfiable => unsatisfiable(len),
             Wanted::Whole => self.bytes(asked, digest, (0..len, len), client).await,
             Wanted::Part(part) => {
                 let mut reply = self.bytes(asked, digest, (part.clone(), len), client).await;
@@ -73,11 +85,7 @@ impl Door {
                 }
                 reply
             }
-        };
-        if grant.unchecked && reply.status().is_success() {
-            reply::set(&mut reply, header::WARNING, reply::UNCHECKED);
         }
-        reply
     }
 
     async fn bytes(
@@ -123,12 +131,12 @@ impl Door {
         reply
     }
 
-    /// The length of something that is here, or that a manifest told of.
-    pub(super) fn len_here(&self, digest: &Digest) -> Option<u64> {
+    /// The length of something that is here, or that a manifest of the same repository told of.
+    pub(super) fn len_here(&self, asked: &Asked, digest: &Digest) -> Option<u64> {
         let stored = self.parts.store.get(digest).map(|blob| blob.len());
         let offered = || self.parts.store.unread().into_iter().find(|(offered, _)| offered == digest);
-        let here = stored.or_else(|| self.known.len_of(digest));
-        here.or_else(|| offered().map(|(_, len)| len))
+        let here = stored.or_else(|| self.known.len_of(&asked.repository, digest));
+        here.or_else(|| offered().map(|(_, len)| len)).filter(|len| *len <= BLOB_LEN_MAX)
     }
 }
 

@@ -75,27 +75,39 @@ impl Door {
             Err(error) => return reply::refused(Sort::Manifest, &error),
         };
         let warning = grant.unchecked.then_some(reply::UNCHECKED);
-        let len = match grant.len.or_else(|| self.len_here(digest)) {
-            Some(len) => Some(len),
-            None => self.parts.pulls.len_elsewhere(digest).await,
+        let lens = match grant.len.or_else(|| self.len_here(asked, digest)) {
+            Some(len) => vec![len],
+            None => self.parts.pulls.lens_elsewhere(digest).await,
         };
-        let Some(len) = len else {
-            return match grant.unchecked {
-                true => reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "nobody here knows it"),
-                false => self.passed(asked, digest, client).await,
-            };
-        };
-        let media_type = self.known.media_type_of(digest).unwrap_or_default();
-        let meaning = Meaning { digest: digest.clone(), len, media_type };
-        let document = self.named(asked, meaning, client, warning).await;
-        document.map_or_else(|error| reply::refused(Sort::Manifest, &error), Document::reply)
+        // Bytes say themselves what they are; a hint is for a head without bytes.
+        let hinted = client.head && !self.parts.store.holds(digest);
+        let hint = self.known.media_type_of(&asked.repository, digest).filter(|_| hinted);
+        let mut document = None;
+        for len in lens {
+            let meaning =
+                Meaning { digest: digest.clone(), len, media_type: hint.clone().unwrap_or_default() };
+            let named = self.named(asked, meaning, client, warning).await;
+            let found = named.is_ok();
+            document = Some(named);
+            if found {
+                break;
+            }
+        }
+        match document {
+            Some(Ok(document)) => document.reply(),
+            Some(Err(error)) => reply::refused(Sort::Manifest, &error),
+            None if grant.unchecked => {
+                reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "nobody here knows it")
+            }
+            None => self.passed(asked, digest, client).await,
+        }
     }
 
     /// What the registry answers to this very question.
     async fn passed(&self, asked: &Asked, digest: &Digest, client: &Client) -> Reply {
         let (path, digest) = (format!("manifests/{digest}"), Some(digest.clone()));
         match self.pass_on(asked, (Method::GET, path), client, digest).await {
-            Ok(told) => self.came(told).reply(),
+            Ok(told) => self.came(asked, told).reply(),
             Err(error) => reply::refused(Sort::Manifest, &error),
         }
     }
@@ -123,8 +135,7 @@ impl Door {
         client: &Client,
         digest: Option<Digest>,
     ) -> Result<Told, OriginError> {
-        let host = &asked.repository.host;
-        self.gate.is_up(host)?;
+        self.gate.is_up(&asked.repository)?;
         let accept = if client.accept.is_empty() { EVERY_MANIFEST } else { &client.accept };
         let passed = Passed {
             repository: asked.repository.clone(),
@@ -136,7 +147,7 @@ impl Door {
             digest,
         };
         let told = self.parts.origin.pass_on(&passed).await;
-        self.gate.heard(host, &told);
+        self.gate.heard(&asked.repository, &told);
         told
     }
 
@@ -150,7 +161,7 @@ impl Door {
         let question = Question {
             repository: asked.repository.clone(),
             tag: tag.to_owned(),
-            accept: client.accept.clone(),
+            accept: *blake3::hash(client.accept.as_bytes()).as_bytes(),
             credential: self.gate.hash(&client.asker),
         };
         if let Some(meaning) = self.tags.fresh(&question, Instant::now()) {
@@ -167,21 +178,27 @@ impl Door {
             // A registry that does not say what its tag is must say what it has.
             Ok(_) => {
                 let told = self.pass_on(asked, (Method::GET, path), client, None).await?;
-                let document = self.came(told);
+                let document = self.came(asked, told);
                 self.gate.granted(&asked.repository, &document.digest, document.len, &client.asker).await;
                 Ok((Tagged::Came(document), None))
             }
-            Err(error) if error.is_outage() => self.remembered(asked, tag).await.ok_or(error),
+            Err(error) if error.is_outage() => self.remembered(asked, tag, client).await.ok_or(error),
             Err(error) => Err(error),
         }
     }
 
-    /// What the tag was when the registry last answered, where that may be said.
-    async fn remembered(&self, asked: &Asked, tag: &str) -> Option<(Tagged, Option<&'static str>)> {
+    /// What the tag was when the registry last answered, where that may be said to this client.
+    async fn remembered(
+        &self,
+        asked: &Asked,
+        tag: &str,
+        client: &Client,
+    ) -> Option<(Tagged, Option<&'static str>)> {
         if !self.settings.offline_tags || !self.gate.is_missed(&asked.repository).await {
             return None;
         }
         let meaning = self.tags.last(&asked.repository, tag)?;
+        self.gate.grant(&asked.repository, (Kind::Manifest, &meaning.digest), &client.asker).await.ok()?;
         tracing::info!(repository = %asked.repository, tag, digest = %meaning.digest, "the tag as it was");
         Some((Tagged::Is(meaning), Some(reply::STALE)))
     }
@@ -205,22 +222,22 @@ impl Door {
                 tracing::info!(%digest, "a manifest comes from its registry alone: {}", crate::pull::chain_of(&*why));
                 let path = format!("manifests/{digest}");
                 let told = self.pass_on(asked, (Method::GET, path), client, Some(digest)).await?;
-                return Ok(Document { warning, ..self.came(told) });
+                return Ok(Document { warning, ..self.came(asked, told) });
             }
         };
-        let own = self.known.read(&bytes).to_owned();
+        let own = self.known.read(&asked.repository, &bytes).to_owned();
         let media_type = if known { media_type } else { own };
-        self.known.note(digest.clone(), len, media_type.clone());
+        self.known.note(&asked.repository, digest.clone(), len, media_type.clone());
         Ok(Document { digest, len, media_type, bytes: Some(bytes), warning })
     }
 
     /// A manifest that the registry has sent.
-    fn came(&self, told: Told) -> Document {
-        let own = self.known.read(&told.bytes).to_owned();
+    fn came(&self, asked: &Asked, told: Told) -> Document {
+        let own = self.known.read(&asked.repository, &told.bytes).to_owned();
         let len = told.bytes.len() as u64;
         let digest = told.digest.unwrap_or_else(|| Digest::of(crate::oci::Algorithm::Sha256, &told.bytes));
         let media_type = told.media_type.unwrap_or(own);
-        self.known.note(digest.clone(), len, media_type.clone());
+        self.known.note(&asked.repository, digest.clone(), len, media_type.clone());
         Document { digest, len, media_type, bytes: Some(told.bytes), warning: None }
     }
 

@@ -5,6 +5,7 @@
 //!     /v2/<repository>/blobs/<digest>                does (`/v2/registry.example/a/b/…`), or it is `default_upstream`
 //!     /v2/<repository>/tags/list, /referrers/<digest>
 //!        │
+//!        ├─ registries  is it one that the cluster shares? every other is passed on as it is
 //!        ├─ gate    may this client have it? the registry says, to the client's own credentials
 //!        ├─ tags    what a tag means, for a short while
 //!        └─ pulls   manifests and blobs: from here, from the mesh, from the registry once
@@ -12,8 +13,8 @@
 //! The same port is a proxy (`proxy`), for Docker and whoever else knows no mirror for most registries.
 //!
 //! Invariants: a client's credentials go to its registry and nowhere else, and are gone with the request or the pull
-//! they came with. No byte is sent whose piece was not checked, and no blob ends in good order that is not what its
-//! digest says. What a registry refuses is refused in its own words.
+//! they came with. Of a registry that the cluster shares no byte is sent whose piece was not checked, and no blob ends in
+//! good order that is not what its digest says. What a registry refuses is refused in its own words.
 
 mod access;
 mod blobs;
@@ -21,8 +22,11 @@ mod known;
 mod leaf;
 mod manifests;
 mod metrics;
+mod passed;
+mod patient;
 mod proxy;
 mod range;
+mod registries;
 mod reply;
 mod route;
 mod tags;
@@ -40,7 +44,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -48,6 +52,7 @@ use self::{
     access::Gate,
     known::Known,
     manifests::Client,
+    patient::Patient,
     reply::Reply,
     route::{Asked, Route, What},
     tags::Tags,
@@ -56,6 +61,7 @@ pub use self::{
     access::{Access, GRANTED_FOR},
     leaf::{Authority, AuthorityError},
     metrics::Metrics,
+    registries::Registries,
     visits::Visits,
 };
 use crate::{
@@ -70,6 +76,9 @@ const CONNECTIONS_MAX: usize = 512;
 const HEAD_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a request's head: tokens of large registries reach 8 KiB.
 const BUFFER_LEN_MAX: usize = 64 * 1024;
+/// A client that takes nothing of its answer for so long is cut off. One that unpacks while it reads may take a minute
+/// for a layer of many small files.
+const TAKEN_MAX: Duration = Duration::from_secs(300);
 /// After an error of accept (no more descriptors), the listener pauses: asking at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -78,6 +87,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Settings {
     /// The registry of names without a host.
     pub default_upstream: String,
+    /// The registries that the cluster shares, beside that one.
+    pub registries: Registries,
     pub access: Access,
     /// How long a tag's meaning counts before the registry is asked again.
     pub tag_ttl: Duration,
@@ -169,17 +180,19 @@ impl Mirror {
         }
     }
 
+    /// A connection counts until it is closed, also as a tunnel.
     fn welcome(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let Ok(permit) = self.0.connections.clone().try_acquire_owned() else {
             tracing::warn!("closed a client's connection to the mirror: {CONNECTIONS_MAX} are open");
             return;
         };
-        let door = self.0.clone();
+        let (door, place) = (self.0.clone(), Place(Arc::new(permit)));
+        let stream = Patient::with_readers(stream, TAKEN_MAX);
         self.0.tasks.spawn(async move {
-            let _permit = permit;
             let stop = door.stop.clone();
-            let service = hyper::service::service_fn(move |request| {
+            let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 let door = door.clone();
+                request.extensions_mut().insert(place.clone());
                 async move { Ok::<_, Infallible>(door.answer(request).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
@@ -195,12 +208,15 @@ impl Mirror {
     }
 }
 
+/// A connection's place among those that may be open.
+#[derive(Clone, Debug)]
+struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
 impl Door {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         if proxy::is_proxied(&request) {
             return self.proxied(request).await;
         }
-        let request = &request;
         let uri = request.uri();
         let route = route::route(uri.path(), uri.query(), &self.settings.default_upstream);
         let mut reply = match route {
@@ -210,8 +226,11 @@ impl Door {
             }
             _ if !matches!(*request.method(), Method::GET | Method::HEAD) => reply::unsupported(),
             Ok(Route::Base) => reply::document("{}", "application/json"),
+            Ok(Route::Of(asked)) if !self.is_shared(&asked.repository.host).await => {
+                return self.pass(&asked, request).await;
+            }
             Ok(Route::Of(asked)) => {
-                let reply = self.of(&asked, &client(request)).await;
+                let reply = self.of(&asked, &client(&request)).await;
                 self.note(&asked, request.headers(), &reply);
                 reply
             }

@@ -6,9 +6,12 @@
 //!        └──────────── any other host ── a blind tunnel
 //! GET http://host/… ── the same, without TLS
 //! ```
+//! Without listed hosts it is no proxy at all. It leads to ports of the web, and to no address of this machine or of its
+//! link: a container that reaches the mirror is not to reach the node through it. Hosts that the operator has named, in
+//! `proxy_hosts` or `plain_http`, may be anywhere.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,16 +25,20 @@ use tokio::{io::copy_bidirectional, net::TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    BUFFER_LEN_MAX, Door, HEAD_MAX, client, is_flotilla,
+    Authority, BUFFER_LEN_MAX, Door, HEAD_MAX, Place, client, is_flotilla,
+    patient::Patient,
     reply::{self, BrokenOff, Outgoing, Reply, Sort},
-    route::{self, Asked, Route},
+    route::{self, Asked, Route, What},
 };
-use crate::origin::strip_connection;
+use crate::{oci::Repository, origin::strip_connection};
 
 /// How long another host may take to accept a connection; what registries get as well.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long a client may take for its side of TLS.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// A tunnel in which nothing moves is closed after as long as a registry may take to store what was pushed, and more.
+const IDLE_MAX: Duration = Duration::from_secs(900);
 
 /// Where a request is to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,19 +75,28 @@ impl Door {
         let Some(target) = Target::of(request.uri(), if connect { 443 } else { 80 }) else {
             return reply::error(StatusCode::BAD_REQUEST, "UNSUPPORTED", "this names no host");
         };
+        let Some(authority) = &self.settings.authority else {
+            let message = "this mirror is no proxy: its mirror.proxy_hosts is empty";
+            return reply::error(StatusCode::FORBIDDEN, "DENIED", message);
+        };
+        if target.port != target.default_port && !self.is_named(authority, &target) {
+            let message = "the proxy leads to ports 80 and 443, and to what mirror.proxy_hosts names";
+            return reply::error(StatusCode::FORBIDDEN, "DENIED", message);
+        }
         if !connect {
             return self.plain(&target, request).await;
         }
         let upgrade = hyper::upgrade::on(&mut request);
-        let authority = self.settings.authority.as_ref();
-        let Some(authority) = authority.filter(|authority| authority.opens(&target.host, target.port)) else {
-            return self.tunnel(&target, upgrade).await;
-        };
+        let place = request.extensions().get::<Place>().cloned();
+        if !authority.opens(&target.host, target.port) {
+            return self.tunnel(&target, upgrade, place).await;
+        }
         match authority.leaf(&target.host, SystemTime::now()) {
             Ok(leaf) => {
                 let (door, acceptor) = (self.clone(), TlsAcceptor::from(leaf));
                 let (stop, registry) = (self.stop.clone(), target.registry());
                 self.tasks.spawn(async move {
+                    let _place = place;
                     stop.run_until_cancelled(door.opened(upgrade, acceptor, registry)).await;
                 });
                 Response::new(reply::full(Bytes::new()))
@@ -127,6 +143,9 @@ impl Door {
                 reply
             }
             None => {
+                if let Some((repository, tag)) = changed(registry, &request) {
+                    self.tags.changed(&repository, &tag);
+                }
                 let request = request.map(|body| body.boxed_unsync());
                 match self.parts.origin.forward(registry, request).await {
                     Ok(answer) => handed_on(answer),
@@ -136,13 +155,14 @@ impl Door {
         }
     }
 
-    async fn tunnel(&self, target: &Target, upgrade: OnUpgrade) -> Reply {
+    async fn tunnel(&self, target: &Target, upgrade: OnUpgrade, place: Option<Place>) -> Reply {
         let mut there = match self.dial(target).await {
-            Ok(there) => there,
+            Ok(there) => Patient::with_idlers(there, IDLE_MAX),
             Err(why) => return reply::error(StatusCode::BAD_GATEWAY, "UNAVAILABLE", &why),
         };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
+            let _place = place;
             let carrying = async {
                 let mut here = TokioIo::new(upgrade.await?);
                 // Either side ends it as it likes.
@@ -184,11 +204,21 @@ impl Door {
         sender.send_request(Request::from_parts(parts, body)).await.map_err(|error| error.to_string())
     }
 
+    /// Whether the operator knows this host, wherever it is.
+    fn is_named(&self, authority: &Authority, target: &Target) -> bool {
+        authority.opens(&target.host, target.port) || self.parts.origin.is_plain(&target.registry())
+    }
+
     async fn dial(&self, target: &Target) -> Result<TcpStream, String> {
         let Target { host, port, .. } = target;
+        let named = self.settings.authority.as_ref().is_some_and(|known| self.is_named(known, target));
         let dialing = async {
             let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
-            let all: Vec<SocketAddr> = found.collect();
+            // The addresses and not the name: whoever keeps the name may let it mean anything.
+            let all: Vec<SocketAddr> = found.filter(|found| named || !is_near(found.ip())).collect();
+            if all.is_empty() {
+                return Err(std::io::Error::other("it is this machine or its link"));
+            }
             TcpStream::connect(&all[..]).await
         };
         let dialed = tokio::time::timeout(CONNECT_MAX, dialing).await;
@@ -198,10 +228,18 @@ impl Door {
 }
 
 /// What of `registry` a request pulls, if it does.
-fn pulled(registry: &str, request: &Request<Incoming>) -> Option<Asked> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return None;
-    }
+fn pulled<B>(registry: &str, request: &Request<B>) -> Option<Asked> {
+    matches!(*request.method(), Method::GET | Method::HEAD).then(|| named(registry, request)).flatten()
+}
+
+/// The tag of `registry` that a request sets or deletes.
+fn changed<B>(registry: &str, request: &Request<B>) -> Option<(Repository, String)> {
+    let asked =
+        matches!(*request.method(), Method::PUT | Method::DELETE).then(|| named(registry, request))??;
+    if let What::Tag(tag) = asked.what { Some((asked.repository, tag)) } else { None }
+}
+
+fn named<B>(registry: &str, request: &Request<B>) -> Option<Asked> {
     let namespace = url::form_urlencoded::Serializer::new(String::new()).append_pair("ns", registry).finish();
     let query =
         request.uri().query().map_or_else(|| namespace.clone(), |query| format!("{query}&{namespace}"));
@@ -211,7 +249,25 @@ fn pulled(registry: &str, request: &Request<Incoming>) -> Option<Asked> {
     }
 }
 
-fn handed_on(mut answer: Response<Incoming>) -> Reply {
+/// Whether an address is this machine's own, or one that means something on its link alone.
+fn is_near(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let special = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
+        // The cloud's metadata under its IPv6 name, which is not of the link.
+        IpAddr::V6(ip) => {
+            ip.is_unicast_link_local() || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
+        }
+    };
+    // What a socket can be bound to is ours.
+    special
+        || ip.is_loopback()
+        || ip.is_unspecified()
+        || ip.is_multicast()
+        || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+pub(super) fn handed_on(mut answer: Response<Incoming>) -> Reply {
     strip_connection(answer.headers_mut());
     answer.map(|body| -> Outgoing { body.map_err(BrokenOff::Registry).boxed_unsync() })
 }
@@ -229,5 +285,32 @@ mod tests {
         assert_eq!(of("[::1]:5000", 443).as_deref(), Some("[::1]:5000"));
         assert_eq!(of("/v2/", 443), None);
         assert_eq!(of("http://user:secret@r.local/", 80), None);
+    }
+
+    #[test]
+    fn a_push_of_a_tag_is_noticed() {
+        let request = |method, path: &str| Request::builder().method(method).uri(path).body(()).unwrap();
+        let of =
+            |method, path| changed("r.local", &request(method, path)).map(|(of, tag)| format!("{of}:{tag}"));
+        assert_eq!(of(Method::PUT, "/v2/a/b/manifests/v1").as_deref(), Some("r.local/a/b:v1"));
+        assert_eq!(of(Method::GET, "/v2/a/b/manifests/v1"), None);
+        assert_eq!(of(Method::PUT, "/v2/a/b/blobs/uploads/1"), None);
+    }
+
+    #[test]
+    fn the_machine_and_its_link_are_near() {
+        for near in [
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "169.254.169.254",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "224.0.0.1",
+        ] {
+            assert!(is_near(near.parse().unwrap()), "{near}");
+        }
+        assert!(!is_near("192.0.2.1".parse().unwrap()) && !is_near("2001:db8::1".parse().unwrap()));
     }
 }

@@ -115,7 +115,9 @@ pub(super) fn refused(sort: Sort, why: &OriginError) -> Reply {
         Some(403) => error(StatusCode::FORBIDDEN, "DENIED", &message),
         Some(404) => error(StatusCode::NOT_FOUND, sort.unknown(), &message),
         Some(429) => error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", &message),
-        Some(_) | None if why.is_outage() => error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", &message),
+        Some(_) | None if why.is_outage() || why.is_busy() => {
+            error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", &message)
+        }
         Some(_) | None => error(StatusCode::BAD_GATEWAY, "UNAVAILABLE", &message),
     };
     if status == Some(401) {

@@ -7,9 +7,10 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::known::MEDIA_TYPE_LEN_MAX;
 use crate::oci::{Digest, Repository};
 
-/// Tags remembered, with as many answers that are still fresh; beyond it all are asked for again.
+/// Tags remembered, with as many answers that are still fresh, of 2 KiB at most; beyond it all are asked for again.
 const TAGS_MAX: usize = 1 << 14;
 
 /// What a tag stands for.
@@ -21,12 +22,12 @@ pub(super) struct Meaning {
     pub(super) media_type: String,
 }
 
-/// One question: a tag, in a form that the client takes, asked with its credentials (hashed).
+/// One question: a tag, in a form that the client takes, asked with its credentials (both hashed).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Question {
     pub(super) repository: Repository,
     pub(super) tag: String,
-    pub(super) accept: String,
+    pub(super) accept: [u8; 32],
     pub(super) credential: [u8; 32],
 }
 
@@ -62,15 +63,27 @@ impl Tags {
     }
 
     pub(super) fn note(&self, question: Question, meaning: Meaning, now: Instant) {
+        if meaning.media_type.len() > MEDIA_TYPE_LEN_MAX {
+            return;
+        }
         let mut memory = self.memory.lock();
         if memory.last.len() >= TAGS_MAX {
             memory.last.clear();
         }
         memory.last.insert((question.repository.clone(), question.tag.clone()), meaning.clone());
         if memory.fresh.len() >= TAGS_MAX {
+            memory.fresh.retain(|_, (_, at)| now.saturating_duration_since(*at) < self.fresh_for);
+        }
+        if memory.fresh.len() >= TAGS_MAX {
             memory.fresh.clear();
         }
         memory.fresh.insert(question, (meaning, now));
+    }
+
+    /// Somebody has pushed something under this tag, or taken it away.
+    pub(super) fn changed(&self, repository: &Repository, tag: &str) {
+        let of_it = |question: &Question| question.repository == *repository && question.tag == tag;
+        self.memory.lock().fresh.retain(|question, _| !of_it(question));
     }
 }
 
@@ -86,7 +99,7 @@ mod tests {
         let question = |credential| Question {
             repository: repository.clone(),
             tag: "v1".into(),
-            accept: "*/*".into(),
+            accept: [7; 32],
             credential: [credential; 32],
         };
         let digest = Digest::of(Algorithm::Sha256, b"");
@@ -95,7 +108,12 @@ mod tests {
         assert_eq!(tags.fresh(&question(1), start + Duration::from_secs(9)), Some(meaning.clone()));
         assert_eq!(tags.fresh(&question(1), start + Duration::from_secs(10)), None);
         assert_eq!(tags.fresh(&question(2), start), None, "another client asks for itself");
-        assert_eq!(tags.last(&repository, "v1"), Some(meaning));
+        assert_eq!(tags.last(&repository, "v1"), Some(meaning.clone()));
         assert_eq!(tags.last(&repository, "v2"), None);
+        tags.changed(&repository, "v1");
+        assert_eq!(tags.fresh(&question(1), start), None, "it was pushed to");
+        let long = Meaning { media_type: "x".repeat(256), ..meaning };
+        tags.note(question(1), long, start);
+        assert_eq!(tags.fresh(&question(1), start), None, "there is no such media type");
     }
 }

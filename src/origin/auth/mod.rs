@@ -111,7 +111,8 @@ impl Auth {
             }
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
-                let wish = token::Wish { realm: &realm, service: service.as_deref(), scope: &scope };
+                let wish =
+                    token::Wish { realm: &realm, service: service.as_deref(), scope: &scope, stranger };
                 token::fetch(endpoint, &wish, credential.as_ref(), &self.patience).await
             }
         }

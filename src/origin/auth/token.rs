@@ -30,6 +30,8 @@ pub(super) struct Wish<'a> {
     pub(super) realm: &'a str,
     pub(super) service: Option<&'a str>,
     pub(super) scope: &'a str,
+    /// For somebody to whom the node lends neither credentials nor certificate.
+    pub(super) stranger: bool,
 }
 
 #[derive(Deserialize)]
@@ -53,7 +55,8 @@ pub(super) async fn fetch(
     let at = transport::shown(&url);
     let request = request(url.clone(), wish, credential)
         .ok_or_else(|| OriginError::Answer { at: at.clone(), what: "its token realm cannot be asked" })?;
-    let client = if endpoint.owns(&url) { &endpoint.clients.own } else { &endpoint.clients.abroad };
+    let client =
+        if endpoint.owns(&url) && !wish.stranger { &endpoint.clients.own } else { &endpoint.clients.abroad };
     let response = transport::send(client, request, &at, patience).await?;
     let answer = Answer { response, at, foreign: false };
     if !answer.response.status().is_success() {
@@ -140,8 +143,12 @@ mod tests {
 
     use super::*;
 
-    const WISH: Wish<'_> =
-        Wish { realm: "https://auth/token", service: Some("reg istry"), scope: "repository:a/b:pull" };
+    const WISH: Wish<'_> = Wish {
+        realm: "https://auth/token",
+        service: Some("reg istry"),
+        scope: "repository:a/b:pull",
+        stranger: false,
+    };
 
     #[test]
     fn tokens_come_under_two_names_and_age() {

@@ -74,3 +74,24 @@ async fn what_the_registry_has_not_is_not_found() {
         assert!(String::from_utf8_lossy(&got.bytes).contains(code), "{rest}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_manifest_is_no_other_manifest_decides() {
+    let registry = Registry::start().await;
+    let manifest = publish(&registry, "team/app", "v1", &[noise(1000, 7)]);
+    let lie = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"text/x-lie","digest":"{manifest}","size":400}}]}}"#
+    );
+    registry.put_manifest("other/x", Some("v1"), "application/vnd.oci.image.index.v1+json", lie.clone());
+    registry.put_manifest("team/app", Some("lie"), "application/vnd.oci.image.index.v1+json", lie);
+    let alone = Alone::start(|_| {});
+    let path = |what: &str| format!("/v2/{what}?ns={}", registry.host());
+    let by_digest = path(&format!("team/app/manifests/{manifest}"));
+    assert_eq!(alone.get(&path("other/x/manifests/v1")).await.status, StatusCode::OK);
+    assert_eq!(alone.head(&by_digest).await.header("content-type"), MANIFEST, "another repository");
+    assert_eq!(alone.get(&path("team/app/manifests/lie")).await.status, StatusCode::OK);
+    for _ in 0..2 {
+        assert_eq!(alone.get(&by_digest).await.header("content-type"), MANIFEST, "its bytes say it");
+        assert_eq!(alone.head(&by_digest).await.header("content-type"), MANIFEST);
+    }
+}

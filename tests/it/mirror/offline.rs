@@ -57,6 +57,12 @@ async fn where_the_registrys_word_is_wanted_nothing_is_had_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_as_it_was_opens_nothing_where_the_registrys_word_is_wanted() {
+    let (_, tag, _) = while_down("verify", "true").await;
+    assert_eq!(tag.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_never_was_opens_nothing() {
     let registry = Registry::start().await;
     let bytes = noise(1000, 2);

@@ -106,3 +106,60 @@ async fn every_other_host_gets_a_blind_tunnel() {
     // Nobody listens on port 1.
     assert_eq!(tunnel(&alone.address, "127.0.0.1:1").await.1, 502);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_listed_hosts_it_is_no_proxy() {
+    let registry = Registry::start().await;
+    let alone = Alone::start(|_| {});
+    assert_eq!(tunnel(&alone.address, &registry.host()).await.1, 403);
+    let plain = TcpStream::connect(&alone.address).await.unwrap();
+    let uri = format!("{}/v2/", registry.url());
+    let got = ask_over(plain, Method::GET, &uri, &[("host", &registry.host())]).await;
+    assert_eq!(got.status, StatusCode::FORBIDDEN);
+    assert!(registry.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_leads_to_the_web_and_not_to_the_node() {
+    let registry = Registry::start().await;
+    let (alone, _place) = opening(&registry);
+    // The loopback address is named in plain_http; its name is not.
+    let port = registry.address().port();
+    assert_eq!(tunnel(&alone.address, &format!("localhost:{port}")).await.1, 403, "no port of the web");
+    for near in ["localhost:443", "[::1]:443", "169.254.169.254:443", "0.0.0.0:443"] {
+        assert_eq!(tunnel(&alone.address, near).await.1, 502, "{near}");
+    }
+    let plain = TcpStream::connect(&alone.address).await.unwrap();
+    let got = ask_over(plain, Method::GET, "http://localhost/", &[("host", "localhost")]).await;
+    assert!(
+        got.status == StatusCode::BAD_GATEWAY && String::from_utf8_lossy(&got.bytes).contains("this machine")
+    );
+    assert!(registry.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_count_as_connections() {
+    let registry = Registry::start().await;
+    let (alone, _place) = opening(&registry);
+    let mut open = Vec::new();
+    for _ in 0..512 {
+        open.push(tunnel(&alone.address, &registry.host()).await.0);
+    }
+    let mut late = TcpStream::connect(&alone.address).await.unwrap();
+    let refused = late.read_u8().await;
+    assert!(refused.is_err(), "it is closed at once");
+    drop(open);
+    let answered = async {
+        // Its answer comes as soon as a tunnel has noticed its end.
+        while !answers(&alone.address).await {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), answered).await.unwrap();
+}
+
+async fn answers(address: &str) -> bool {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let asked = stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: m\r\n\r\n").await;
+    asked.is_ok() && stream.read_u8().await.is_ok()
+}

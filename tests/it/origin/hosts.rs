@@ -4,14 +4,15 @@ use std::{path::Path, sync::Arc};
 
 use flotilla::{
     oci::Repository,
-    origin::{Origin, OriginError, Settings},
+    origin::{Asker, Kind, Lead, Origin, OriginError, Pass, Settings, Sought},
 };
+use http::HeaderValue;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 
 use super::{noise, origin_with, pull, team_app, with_blob};
-use crate::registry::{Fault, Kind, Registry};
+use crate::registry::{Fault, Registry};
 
 fn write(dir: &Path, host: &str, file: &str, text: &str) {
     std::fs::create_dir_all(dir.join(host)).unwrap();
@@ -46,7 +47,7 @@ async fn a_mirror_that_dies_in_the_middle_is_followed_by_the_registry() {
     assert_eq!(pull(&with_hosts(dir.path()), &registry, &digest, 400_000).await.unwrap(), *bytes);
     let start = registry.seen()[0].range_start().unwrap();
     assert!(start > 0, "the mirror gave something");
-    assert_eq!(registry.body_bytes(Kind::Blob), 400_000 - start, "only what was missing");
+    assert_eq!(registry.body_bytes(crate::registry::Kind::Blob), 400_000 - start, "only what was missing");
 }
 
 #[tokio::test]
@@ -114,6 +115,23 @@ async fn a_lost_port_is_found_in_plain_http_too() {
     let label = Repository { host: "127.0.0.1".into(), path: "team/app".into() };
     let located = origin_with(settings).locate(&[label], &digest, 1000).await.unwrap();
     assert_eq!(located.repository().host, registry.host());
+}
+
+#[tokio::test]
+async fn a_clients_pass_goes_to_the_port_that_it_named_and_to_no_other() {
+    let (registry, digest, _) = with_blob(1000).await;
+    let settings = Settings { plain_http: vec![registry.host()], ..Settings::default() };
+    let origin = origin_with(settings);
+    let label = Repository { host: "127.0.0.1".into(), path: "team/app".into() };
+    let sought = Sought { kind: Kind::Blob, digest: digest.clone(), len: 1000 };
+    let pass = Pass::new(HeaderValue::from_static("Basic c2VjcmV0"));
+    let lead = Lead { repository: label.clone(), asker: Asker::Client(Some(pass)) };
+    assert!(origin.follow(std::slice::from_ref(&lead), &sought).await.is_err());
+    assert!(registry.seen().is_empty());
+    origin.locate(&[label], &digest, 1000).await.unwrap();
+    let asked = registry.seen().len();
+    assert!(origin.follow(&[lead], &sought).await.is_err(), "what the node found is not for clients");
+    assert_eq!(registry.seen().len(), asked);
 }
 
 #[tokio::test]
@@ -214,6 +232,15 @@ async fn a_client_certificate_is_shown_where_hosts_toml_says_so() {
     write(dir.path(), &registry.host(), "client.cert", &tls.client_pem);
     write(dir.path(), &registry.host(), "client.key", &tls.client_key);
     verified(dir.path(), &registry).await.unwrap();
+
+    // It is the node's, and opens nothing to clients.
+    let digest = registry.put_blob("team/app", noise(1000));
+    let wanted = (Kind::Blob, &digest);
+    let plain_http = vec!["elsewhere.local".into()];
+    let hosts_dir = vec![dir.path().to_owned()];
+    let origin = origin_with(Settings { hosts_dir, plain_http, ..Settings::default() });
+    assert_eq!(origin.reach(&team_app(&registry), wanted, &Asker::Node).await.unwrap(), 1000);
+    origin.reach(&team_app(&registry), wanted, &Asker::Client(None)).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -248,5 +275,12 @@ async fn headers_of_a_mirror_go_to_the_mirror_and_no_further() {
     assert_eq!((mirror.seen().len(), store.seen().len(), registry.seen().len()), (2, 2, 0));
     assert!(
         store.seen().iter().all(|seen| !seen.carried_credentials() && !seen.headers.contains_key("x-team"))
+    );
+    let asked = mirror.seen().len();
+    let wanted = (Kind::Blob, &digest);
+    with_hosts(dir.path()).reach(&team_app(&registry), wanted, &Asker::Client(None)).await.unwrap();
+    assert!(
+        mirror.seen()[asked..].iter().all(|seen| !seen.carried_credentials()),
+        "nor are they for clients"
     );
 }
