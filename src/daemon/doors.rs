@@ -40,6 +40,7 @@ impl Daemon {
             settings: settings.clone(),
             mesh: self.mesh.clone(),
             pulls: self.pulls.clone(),
+            preheats: self.preheats.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
             identity: None,
@@ -101,7 +102,10 @@ impl Daemon {
             metrics: Arc::clone(&self.metrics),
             report: Arc::new(report),
             pulls: self.pulls.clone(),
-            origin: self.origin.clone(),
+            preheats: self.preheats.clone(),
+            token_file: settings.path("admin.token_file"),
+            tasks: tasks.clone(),
+            jobs: admin::Jobs::default(),
         };
         let address = settings.listen("admin.listen").expect("the key has a default");
         let http = sockets::listen(address, "admin.listen").await?;

@@ -269,6 +269,13 @@ pub(super) const KEYS: &[Key] = &[
         "/metrics, /healthz, /readyz and the status page",
     ),
     key(
+        "admin",
+        "token_file",
+        Form::Path,
+        None,
+        "holds the bearer token of those who may order preheating over HTTP; without it nobody may",
+    ),
+    key(
         "log",
         "level",
         Form::Text,

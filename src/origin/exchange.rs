@@ -29,7 +29,7 @@ pub(super) struct Question<'a> {
 
 /// Asks endpoints.
 pub(super) struct Exchange {
-    auth: Auth,
+    pub(super) auth: Auth,
     pub(super) patience: Patience,
 }
 

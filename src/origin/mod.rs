@@ -42,6 +42,7 @@ use parking_lot::Mutex;
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
 pub use asker::{Asker, Pass};
+pub use auth::Credential;
 pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
@@ -255,6 +256,13 @@ impl Origin {
         request: Request<Outgoing>,
     ) -> Result<Response<Incoming>, OriginError> {
         Box::pin(forward::forward(&self.shared, host, request)).await
+    }
+
+    /// This node's own credentials for a registry, to be shown to this node's own containerd and nobody else.
+    pub async fn login(&self, repository: &Repository) -> Option<Credential> {
+        let endpoints = self.shared.book.endpoints(&repository.host).await.ok()?;
+        let registry = endpoints.iter().find(|endpoint| endpoint.is_registry)?;
+        self.shared.exchange.auth.login(registry).await
     }
 
     /// Whether a folder of `hosts_dir` is about this very host.

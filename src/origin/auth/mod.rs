@@ -18,7 +18,8 @@ use super::{
     transport,
 };
 use challenge::{Challenge, challenge};
-use credentials::{Credential, Credentials};
+pub use credentials::Credential;
+use credentials::Credentials;
 
 /// Sessions remembered: a node pulls from a few hundred repositories. Beyond it all are asked for again.
 const MAX_SESSIONS: usize = 4096;
@@ -86,6 +87,11 @@ impl Auth {
         *header = None;
         let fetched = self.fetch(endpoint, by, challenge(demand)).await?;
         Ok(header.insert(fetched).value.clone())
+    }
+
+    /// What this node has for an endpoint.
+    pub(super) async fn login(&self, endpoint: &Endpoint) -> Option<Credential> {
+        self.credentials.find(&endpoint.authority()).await
     }
 
     async fn fetch(
