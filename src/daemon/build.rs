@@ -60,7 +60,7 @@ impl Build<'_> {
         let snapshots = self.snapshots()?;
         let mirror_door = self.mirror_door().await?;
         let own_doors = mirror_door.local_addr().into_iter().collect();
-        let origin = Origin::new(modules::origin(self.settings, own_doors)).map_err(RunError::Origin)?;
+        let origin = Origin::new(modules::origin(self.settings, own_doors)?).map_err(RunError::Origin)?;
         let (mesh, entrance) = self.mesh().await?;
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),

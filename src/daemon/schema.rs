@@ -203,6 +203,20 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "registry",
+        "credential_provider_config",
+        Form::Path,
+        None,
+        "kubelet's --image-credential-provider-config: asked for what docker_config does not know; none",
+    ),
+    key(
+        "registry",
+        "credential_provider_bin_dir",
+        Form::Path,
+        None,
+        "kubelet's --image-credential-provider-bin-dir",
+    ),
+    key(
+        "registry",
         "plain_http",
         Form::Texts,
         Some("[]"),

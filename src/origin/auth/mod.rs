@@ -1,9 +1,11 @@
 //! Who we are to a registry: one `Authorization` header for each endpoint and repository, renewed when it ages.
 //!
-//! Credentials are looked up by the endpoint that demands them, and shown to it and to the realm it names.
+//! Credentials are looked up by the endpoint that demands them, and shown to it and to the realm it names: Docker's
+//! config first, then kubelet's credential providers.
 
 mod challenge;
 mod credentials;
+mod providers;
 mod token;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
@@ -20,6 +22,8 @@ use super::{
 use challenge::{Challenge, challenge};
 pub use credentials::Credential;
 use credentials::Credentials;
+use providers::Providers;
+pub use providers::{ProviderError, ProviderFiles};
 
 /// Sessions remembered: a node pulls from a few hundred repositories. Beyond it all are asked for again.
 const MAX_SESSIONS: usize = 4096;
@@ -51,13 +55,22 @@ type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
 /// Keeps the headers of all sessions.
 pub(super) struct Auth {
     credentials: Credentials,
+    providers: Providers,
     patience: Patience,
     sessions: Mutex<HashMap<(String, String, bool), Session>>,
 }
 
 impl Auth {
-    pub(super) fn new(docker_config: Option<PathBuf>, patience: Patience) -> Self {
-        Self { credentials: Credentials::new(docker_config), patience, sessions: Mutex::default() }
+    /// # Errors
+    /// The credential providers cannot be used.
+    pub(super) fn new(
+        docker_config: Option<PathBuf>,
+        providers: Option<&ProviderFiles>,
+        patience: Patience,
+    ) -> Result<Self, ProviderError> {
+        let credentials = Credentials::new(docker_config);
+        let providers = providers.map_or_else(|| Ok(Providers::none()), Providers::load)?;
+        Ok(Self { credentials, providers, patience, sessions: Mutex::default() })
     }
 
     /// The header that the endpoint took last time, if it is still good.
@@ -89,9 +102,13 @@ impl Auth {
         Ok(header.insert(fetched).value.clone())
     }
 
-    /// What this node has for an endpoint.
-    pub(super) async fn login(&self, endpoint: &Endpoint) -> Option<Credential> {
-        self.credentials.find(&endpoint.authority()).await
+    /// What this node has for a repository of an endpoint. Providers know registries and not their mirrors.
+    pub(super) async fn login(&self, endpoint: &Endpoint, repository: &str) -> Option<Credential> {
+        let filed = self.credentials.find(&endpoint.authority()).await;
+        if filed.is_some() || !endpoint.is_registry {
+            return filed;
+        }
+        self.providers.find(&format!("{}/{repository}", endpoint.registry)).await
     }
 
     async fn fetch(
@@ -100,14 +117,13 @@ impl Auth {
         By { repository, stranger }: By<'_>,
         challenge: Option<Challenge>,
     ) -> Result<Header, OriginError> {
-        let authority = endpoint.authority();
         let refused = |why: &str| OriginError::Unauthorized {
             at: transport::shown(&endpoint.base),
             status: 401,
             said: Said(why.to_owned()),
             demand: Demand::default(),
         };
-        let credential = if stranger { None } else { self.credentials.find(&authority).await };
+        let credential = if stranger { None } else { Box::pin(self.login(endpoint, repository)).await };
         match challenge {
             None => Err(refused("it demands a scheme other than Bearer and Basic")),
             Some(Challenge::Basic) => {
