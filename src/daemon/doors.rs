@@ -16,7 +16,7 @@ use super::{
     upkeep::{self, Upkept},
 };
 use crate::{
-    door::{self, admin, snapshots::Interceptor},
+    door::{self, admin, cri, snapshots::Interceptor},
     layer::{self, Layers},
 };
 
@@ -48,6 +48,9 @@ impl Daemon {
         };
         gate.begin(entrance);
         self.serve_admin(settings, mesh_door, tasks, stop).await?;
+        if settings.switch("containerd.cri_proxy") {
+            self.serve_cri(&run_dir.join("cri.sock"), tasks, stop)?;
+        }
         let daemon = self.serve_mirror(&run_dir, tasks)?;
         upkeep::start(daemon, tasks, stop);
         Ok(())
@@ -59,6 +62,24 @@ impl Daemon {
         tasks.spawn(mirror.clone().serve_unix(sockets::open(&run_dir.join("mirror.sock"))?));
         tasks.spawn(mirror.serve_tcp(listener));
         Ok(Upkept { layers: self.layers, snapshots: self.snapshots, store: self.store })
+    }
+
+    fn serve_cri(
+        &self,
+        socket: &Path,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), RunError> {
+        let listener = sockets::open(socket)?;
+        tracing::info!(door = "cri", addr = %socket.display(), "listening");
+        let parts = cri::Parts {
+            containerd: self.containerd.address().into(),
+            preheats: self.preheats.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(cri::serve(listener, parts));
+        Ok(())
     }
 
     fn serve_snapshots(&self, listener: UnixListener, tasks: &TaskTracker, stop: &CancellationToken) {

@@ -141,6 +141,14 @@ pub(super) const KEYS: &[Key] = &[
         "a layer's files reach the disk before the layer is reported as there",
     ),
     key(
+        "containerd",
+        "cri_proxy",
+        Form::Switch,
+        Some("false"),
+        "cri.sock in node.run_dir is containerd's image service, for kubelet's --image-service-endpoint: pulls start here \
+         with a pod's pull secrets before containerd asks",
+    ),
+    key(
         "mesh",
         "listen",
         Form::Listen,

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
-pub use asker::{Asker, Pass};
+pub use asker::{Asker, Lent, Pass};
 pub use auth::{Credential, ProviderError, ProviderFiles};
 pub use body::Body;
 pub use document::Document;

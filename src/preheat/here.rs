@@ -89,6 +89,7 @@ async fn auth(parts: &Parts, image: &Reference, asker: &Asker) -> Option<AuthCon
     match asker {
         Asker::Client(Some(pass)) => of_pass(pass),
         Asker::Client(None) => None,
+        Asker::Lent(lent) => Some(of_credential(lent.credential().clone())),
         Asker::Node => parts.origin.login(&image.repository).await.map(of_credential),
     }
 }

@@ -38,7 +38,7 @@ async fn fetch(origin: &Origin, image: &Reference, asker: &Asker) -> Result<(Roo
             let document = origin.resolve(image).await.map_err(|source| unread(image, source))?;
             (document.digest, document.media_type, document.bytes)
         }
-        Asker::Client(_) => {
+        Asker::Client(_) | Asker::Lent(_) => {
             let told = origin.pass_on(&question(image, asker)).await;
             let told = told.map_err(|source| unread(image, source))?;
             let digest = told.digest.unwrap_or_else(|| Digest::of(oci::Algorithm::Sha256, &told.bytes));

@@ -40,7 +40,7 @@ use crate::{
     mesh::{ConnectError, Member, Mesh},
     oci::{self, Platform, Reference},
     origin::{Asker, Origin, OriginError},
-    pull::{BySource, PullError, Pulls, Want, chain_of},
+    pull::{BySource, Pull, PullError, Pulls, Want, chain_of},
     wire::mesh::preheat_client::PreheatClient,
 };
 
@@ -232,6 +232,16 @@ impl Preheats {
     /// The registry does not say what the image consists of.
     pub async fn layers(&self, image: &Reference) -> Result<Vec<Want>, PreheatError> {
         image::layers(&self.parts.origin, image, &Asker::Node).await
+    }
+
+    /// Starts the layers of an image that somebody is about to pull on this node, in his name. They go on for as long as
+    /// what is returned is held, and a while longer.
+    ///
+    /// # Errors
+    /// As [`Self::layers`].
+    pub async fn ahead(&self, image: &Reference, asker: &Asker) -> Result<Vec<Pull>, PreheatError> {
+        let layers = image::layers(&self.parts.origin, image, asker).await?;
+        Ok(layers.into_iter().map(|layer| self.parts.pulls.start(layer)).collect())
     }
 
     /// Does an errand on this node.

@@ -13,6 +13,7 @@ mod real_bad;
 mod real_by_mirror;
 mod real_clients;
 mod real_compare;
+mod real_cri;
 mod real_handover;
 mod real_holdings;
 mod real_image;

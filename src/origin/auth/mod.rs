@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 
 use super::{
-    OriginError, Patience,
+    Lent, OriginError, Patience,
     endpoint::Endpoint,
     error::{Demand, Said},
     transport,
@@ -30,7 +30,7 @@ const MAX_SESSIONS: usize = 4096;
 
 /// A header that proves who we are, and until when.
 #[derive(Clone)]
-struct Header {
+pub(super) struct Header {
     value: HeaderValue,
     /// `None`: as long as it is accepted.
     until: Option<Instant>,
@@ -42,22 +42,36 @@ impl Header {
     }
 }
 
-/// Whose session with an endpoint: that of the node, or of somebody whom it does not lend its credentials.
+/// Whose session with an endpoint.
+#[derive(Clone, Copy)]
+pub(super) enum Whose<'a> {
+    /// The node's own.
+    Node,
+    /// Somebody's to whom it does not lend its credentials.
+    Stranger,
+    /// Somebody's who has lent it his; the session is his as well.
+    Lent(&'a Lent),
+}
+
+/// Who asks, and for what.
 #[derive(Clone, Copy)]
 pub(super) struct By<'a> {
     pub(super) repository: &'a str,
-    pub(super) stranger: bool,
+    pub(super) whose: Whose<'a>,
 }
 
 /// Held while a token is fetched, so that a crowd of readers fetches one.
-type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
+pub(super) type Session = Arc<tokio::sync::Mutex<Option<Header>>>;
+
+/// By endpoint, repository, and whether a stranger has it.
+pub(super) type Sessions = Mutex<HashMap<(String, String, bool), Session>>;
 
 /// Keeps the headers of all sessions.
 pub(super) struct Auth {
     credentials: Credentials,
     providers: Providers,
     patience: Patience,
-    sessions: Mutex<HashMap<(String, String, bool), Session>>,
+    sessions: Sessions,
 }
 
 impl Auth {
@@ -70,7 +84,7 @@ impl Auth {
     ) -> Result<Self, ProviderError> {
         let credentials = Credentials::new(docker_config);
         let providers = providers.map_or_else(|| Ok(Providers::none()), Providers::load)?;
-        Ok(Self { credentials, providers, patience, sessions: Mutex::default() })
+        Ok(Self { credentials, providers, patience, sessions: Sessions::default() })
     }
 
     /// The header that the endpoint took last time, if it is still good.
@@ -114,7 +128,7 @@ impl Auth {
     async fn fetch(
         &self,
         endpoint: &Endpoint,
-        By { repository, stranger }: By<'_>,
+        By { repository, whose }: By<'_>,
         challenge: Option<Challenge>,
     ) -> Result<Header, OriginError> {
         let refused = |why: &str| OriginError::Unauthorized {
@@ -123,7 +137,11 @@ impl Auth {
             said: Said(why.to_owned()),
             demand: Demand::default(),
         };
-        let credential = if stranger { None } else { Box::pin(self.login(endpoint, repository)).await };
+        let credential = match whose {
+            Whose::Node => Box::pin(self.login(endpoint, repository)).await,
+            Whose::Stranger => None,
+            Whose::Lent(lent) => endpoint.is_registry.then(|| lent.credential.clone()),
+        };
         match challenge {
             None => Err(refused("it demands a scheme other than Bearer and Basic")),
             Some(Challenge::Basic) => {
@@ -139,8 +157,13 @@ impl Auth {
         }
     }
 
-    fn session(&self, endpoint: &Endpoint, By { repository, stranger }: By<'_>) -> Session {
-        let mut sessions = self.sessions.lock();
+    fn session(&self, endpoint: &Endpoint, By { repository, whose }: By<'_>) -> Session {
+        let (sessions, stranger) = match whose {
+            Whose::Node => (&self.sessions, false),
+            Whose::Stranger => (&self.sessions, true),
+            Whose::Lent(lent) => (&lent.sessions, false),
+        };
+        let mut sessions = sessions.lock();
         if sessions.len() >= MAX_SESSIONS {
             sessions.clear();
         }
