@@ -13,6 +13,8 @@ mod real_bad;
 mod real_by_mirror;
 mod real_clients;
 mod real_compare;
+mod real_conformance;
+mod real_contents;
 mod real_cri;
 mod real_handover;
 mod real_holdings;
