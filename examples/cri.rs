@@ -46,6 +46,9 @@ enum Command {
         /// Connects, prints `ready`, and pulls when a line comes in: for crowds that start together.
         #[arg(long)]
         gate: bool,
+        /// `user:password` for the registry.
+        #[arg(long)]
+        creds: Option<String>,
         image: String,
     },
     /// Runs a command in a container of an image, in the node's network, and waits for its end.
@@ -87,12 +90,16 @@ async fn run(arguments: Arguments) -> Result<u8> {
     until_initialized(&mut images).await?;
     let mut out = std::io::stdout().lock();
     match arguments.command {
-        Command::Pull { gate, image } => {
+        Command::Pull { gate, creds, image } => {
             if gate {
                 wait_at_gate(&mut out)?;
             }
             let start = Instant::now();
-            let request = cri::PullImageRequest { image: Some(spec(&image)), ..Default::default() };
+            let auth = creds.as_deref().and_then(|creds| creds.split_once(':')).map(|(user, password)| {
+                let (username, password) = (user.to_owned(), password.to_owned());
+                cri::AuthConfig { username, password, ..Default::default() }
+            });
+            let request = cri::PullImageRequest { image: Some(spec(&image)), auth, ..Default::default() };
             let pulled =
                 images.pull_image(request).await.map_err(said).with_context(|| format!("pulling {image}"))?;
             writeln!(out, "{} {}", pulled.into_inner().image_ref, start.elapsed().as_millis())?;

@@ -2,7 +2,7 @@
 //!
 //! A module imports only modules of groups to its left, and `tests/it/architecture.rs` checks it:
 //! `oci` < `piece wire` < `identity` < `store origin mesh containerd snapshot unpack` < `swarm` < `pull` <
-//! `layer` < `door` < `daemon` < `cli`. ARCHITECTURE.md says what each of them is for.
+//! `layer preheat` < `door` < `daemon` < `cli`. ARCHITECTURE.md says what each of them is for.
 
 pub mod oci;
 pub mod piece;
@@ -22,6 +22,7 @@ pub mod swarm;
 pub mod pull;
 
 pub mod layer;
+pub mod preheat;
 
 pub mod door;
 

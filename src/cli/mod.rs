@@ -3,6 +3,7 @@
 pub mod certs;
 mod config;
 pub mod install;
+mod preheat;
 mod pull;
 mod serve;
 mod socket;
@@ -33,6 +34,8 @@ enum Command {
     Status(status::Args),
     /// Pull an image's layers into this node's store, before anybody asks for them.
     Pull(pull::Args),
+    /// Have nodes of the mesh pull an image, before anybody asks for it there.
+    Preheat(preheat::Args),
     /// Print the settings in force and where each came from.
     Config,
     /// Make a certificate authority and node certificates.
@@ -65,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve => serve::run(settings()?)?,
         Command::Status(args) => status::run(&args, &settings()?, &mut out)?,
         Command::Pull(args) => return pull::run(&args, &settings()?, &mut out),
+        Command::Preheat(args) => return preheat::run(&args, &settings()?, &mut out),
         Command::Config => config::run(&settings()?, &mut out)?,
         Command::Certs(args) => certs::run(&args, std::time::SystemTime::now(), &mut out)?,
         Command::Install(args) => install::install(&args, &settings()?, &mut out)?,

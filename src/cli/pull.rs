@@ -2,16 +2,14 @@
 
 use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
-use anyhow::{Context as _, bail};
-use http_body_util::BodyExt as _;
+use anyhow::bail;
 use hyper::Method;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::socket;
 use crate::{
     daemon::Settings,
-    door::admin::{LayerLine, PullLine},
+    door::admin::{BytesBySource, LayerLine, PullLine},
     oci::Reference,
 };
 
@@ -38,26 +36,19 @@ pub(super) fn run(args: &Args, settings: &Settings, out: &mut impl Write) -> any
 
 /// Follows the pull until every layer has ended; draws bars where a person looks on.
 async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<Vec<LayerLine>> {
-    let image = utf8_percent_encode(&args.image.to_string(), NON_ALPHANUMERIC).to_string();
-    let response = socket::request(settings, Method::POST, &format!("/v1/pull?image={image}")).await?;
-    let mut body = response.into_body();
-    let mut rest = Vec::new();
+    let path = format!("/v1/pull?image={}", socket::in_query(&args.image.to_string()));
+    let response = socket::request(settings, Method::POST, &path).await?;
     let mut bars = Bars::new(args.json);
     let mut layers = BTreeMap::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.context("the daemon went away")?;
-        rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            match serde_json::from_slice(&line).context("the daemon's answer is no JSON line")? {
-                PullLine::Layer(layer) => {
-                    bars.show(&layer);
-                    layers.insert(layer.digest.clone(), layer);
-                }
-                PullLine::Failed { reason } => bail!("{reason}"),
-            }
+    let take = |line| match line {
+        PullLine::Layer(layer) => {
+            bars.show(&layer);
+            layers.insert(layer.digest.clone(), layer);
+            Ok(())
         }
-    }
+        PullLine::Failed { reason } => bail!("{reason}"),
+    };
+    socket::lines(response, take).await?;
     bars.clear();
     Ok(layers.into_values().collect())
 }
@@ -80,15 +71,16 @@ fn print(args: &Args, line: &LayerLine, out: &mut impl Write) -> anyhow::Result<
             "{}  {:>10}  {}{}",
             line.digest.chars().take(19).collect::<String>(),
             HumanBytes(line.size).to_string(),
-            sources(line),
+            sources(line.bytes),
             line.reason.as_ref().map(|reason| format!("failed: {reason}")).unwrap_or_default()
         )?;
     }
     Ok(())
 }
 
-fn sources(line: &LayerLine) -> String {
-    let named = [("local", line.bytes.local), ("peers", line.bytes.peer), ("registry", line.bytes.origin)];
+/// Where bytes came from, of those sources that gave any.
+pub(super) fn sources(bytes: BytesBySource) -> String {
+    let named = [("local", bytes.local), ("peers", bytes.peer), ("registry", bytes.origin)];
     let parts = named.iter().filter(|(_, bytes)| *bytes > 0);
     parts.map(|(name, bytes)| format!("{name} {}  ", HumanBytes(*bytes))).collect()
 }
@@ -114,7 +106,7 @@ impl Bars {
         });
         bar.set_prefix(layer.digest.chars().take(19).collect::<String>());
         bar.set_position(layer.bytes.local + layer.bytes.peer + layer.bytes.origin);
-        bar.set_message(format!("{} {}", layer.state, sources(layer)));
+        bar.set_message(format!("{} {}", layer.state, sources(layer.bytes)));
     }
 
     fn clear(&self) {
@@ -128,7 +120,6 @@ impl Bars {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::admin::BytesBySource;
 
     #[test]
     fn a_bar_can_be_drawn() {

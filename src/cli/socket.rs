@@ -4,6 +4,8 @@ use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::daemon::Settings;
@@ -33,6 +35,29 @@ pub(super) async fn request(
         bail!("the daemon answers {status}: {}", String::from_utf8_lossy(&body).trim());
     }
     Ok(response)
+}
+
+/// Calls `each` with every JSON line of an answer, as it comes.
+pub(super) async fn lines<T: DeserializeOwned>(
+    response: Response<Incoming>,
+    mut each: impl FnMut(T) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut body = response.into_body();
+    let mut rest = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.context("the daemon went away")?;
+        rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            each(serde_json::from_slice(&line).context("the daemon's answer is no JSON line")?)?;
+        }
+    }
+    Ok(())
+}
+
+/// A text as it may stand in a query.
+pub(super) fn in_query(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 /// A runtime for one request.

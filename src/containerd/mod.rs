@@ -3,6 +3,7 @@
 //! ```text
 //! Client ── one lazily connected channel over containerd's unix socket; reconnects by itself
 //!   ├── version, namespaces, content_root, events       (no namespace needed)
+//!   ├── pull_image       through its CRI, as kubelet does
 //!   └── Namespace ── every request carries `containerd-namespace`
 //!         ├── info, list, read, status, abort, set_labels
 //!         ├── ingest   a blob in, under a private ref ─┐ both speak the Write protocol (write.rs):
@@ -15,6 +16,7 @@
 
 mod client;
 mod content;
+mod cri;
 mod error;
 mod events;
 mod held;

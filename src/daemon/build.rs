@@ -23,6 +23,7 @@ use crate::{
     mesh::Mesh,
     oci::Repository,
     origin::Origin,
+    preheat::{self, Preheats},
     pull::{self, Pulls},
     snapshot::Snapshots,
     store::Store,
@@ -33,9 +34,9 @@ pub(super) struct Daemon {
     pub(super) metrics: Arc<Registry>,
     pub(super) store: Store,
     pub(super) snapshots: Arc<Snapshots>,
-    pub(super) origin: Origin,
     pub(super) mesh: Mesh,
     pub(super) pulls: Pulls,
+    pub(super) preheats: Preheats,
     pub(super) layers: Arc<Layers>,
     pub(super) containerd: Client,
     /// The mirror, and where it is to listen.
@@ -59,7 +60,7 @@ impl Build<'_> {
         let snapshots = self.snapshots()?;
         let mirror_door = self.mirror_door().await?;
         let own_doors = mirror_door.local_addr().into_iter().collect();
-        let origin = Origin::new(modules::origin(self.settings, own_doors)).map_err(RunError::Origin)?;
+        let origin = Origin::new(modules::origin(self.settings, own_doors)?).map_err(RunError::Origin)?;
         let (mesh, entrance) = self.mesh().await?;
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
@@ -71,6 +72,14 @@ impl Build<'_> {
             settings: pull::Settings::default(),
         });
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
+        let preheats = Preheats::new(preheat::Parts {
+            origin: origin.clone(),
+            pulls: pulls.clone(),
+            mesh: mesh.clone(),
+            containerd: containerd.clone(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        });
         let visits = Visits::default();
         let made = Made {
             containerd: &containerd,
@@ -90,7 +99,7 @@ impl Build<'_> {
         let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
         let mirror = Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone());
         let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
-        let daemon = Daemon { metrics, store, snapshots, origin, mesh, pulls, layers, containerd, mirror };
+        let daemon = Daemon { metrics, store, snapshots, mesh, pulls, preheats, layers, containerd, mirror };
         Ok((daemon, entrance))
     }
 

@@ -16,7 +16,7 @@ use super::{
     upkeep::{self, Upkept},
 };
 use crate::{
-    door::{self, admin, snapshots::Interceptor},
+    door::{self, admin, cri, snapshots::Interceptor},
     layer::{self, Layers},
 };
 
@@ -40,6 +40,7 @@ impl Daemon {
             settings: settings.clone(),
             mesh: self.mesh.clone(),
             pulls: self.pulls.clone(),
+            preheats: self.preheats.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
             identity: None,
@@ -47,6 +48,9 @@ impl Daemon {
         };
         gate.begin(entrance);
         self.serve_admin(settings, mesh_door, tasks, stop).await?;
+        if settings.switch("containerd.cri_proxy") {
+            self.serve_cri(&run_dir.join("cri.sock"), tasks, stop)?;
+        }
         let daemon = self.serve_mirror(&run_dir, tasks)?;
         upkeep::start(daemon, tasks, stop);
         Ok(())
@@ -58,6 +62,24 @@ impl Daemon {
         tasks.spawn(mirror.clone().serve_unix(sockets::open(&run_dir.join("mirror.sock"))?));
         tasks.spawn(mirror.serve_tcp(listener));
         Ok(Upkept { layers: self.layers, snapshots: self.snapshots, store: self.store })
+    }
+
+    fn serve_cri(
+        &self,
+        socket: &Path,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), RunError> {
+        let listener = sockets::open(socket)?;
+        tracing::info!(door = "cri", addr = %socket.display(), "listening");
+        let parts = cri::Parts {
+            containerd: self.containerd.address().into(),
+            preheats: self.preheats.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(cri::serve(listener, parts));
+        Ok(())
     }
 
     fn serve_snapshots(&self, listener: UnixListener, tasks: &TaskTracker, stop: &CancellationToken) {
@@ -101,7 +123,10 @@ impl Daemon {
             metrics: Arc::clone(&self.metrics),
             report: Arc::new(report),
             pulls: self.pulls.clone(),
-            origin: self.origin.clone(),
+            preheats: self.preheats.clone(),
+            token_file: settings.path("admin.token_file"),
+            tasks: tasks.clone(),
+            jobs: admin::Jobs::default(),
         };
         let address = settings.listen("admin.listen").expect("the key has a default");
         let http = sockets::listen(address, "admin.listen").await?;

@@ -21,6 +21,7 @@ use crate::{
     door,
     identity::{self, Identity, IdentityError},
     mesh::Mesh,
+    preheat::Preheats,
     pull::{Pulls, chain_of},
 };
 
@@ -53,6 +54,7 @@ pub(super) struct Gate {
     pub(super) settings: Settings,
     pub(super) mesh: Mesh,
     pub(super) pulls: Pulls,
+    pub(super) preheats: Preheats,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     /// Once the door is open.
@@ -93,6 +95,7 @@ impl Gate {
             identity: identity.clone(),
             mesh: self.mesh.clone(),
             pulls: self.pulls.clone(),
+            preheats: self.preheats.clone(),
         };
         self.tasks.spawn(door::peer::serve(listener, parts, self.stop.clone(), self.tasks.clone()));
         let (mesh, stop) = (self.mesh.clone(), self.stop.clone());

@@ -14,7 +14,7 @@ use crate::{
     identity::{self, Identity},
     layer,
     mesh::{self, Role},
-    origin,
+    origin::{self, ProviderFiles},
     snapshot::{self, Durability},
     store,
 };
@@ -58,15 +58,25 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
 }
 
 /// `own_doors` are where this node answers as a registry.
-pub(super) fn origin(settings: &Settings, own_doors: Vec<SocketAddr>) -> origin::Settings {
-    origin::Settings {
+///
+/// # Errors
+/// Half of what names credential providers.
+pub(super) fn origin(settings: &Settings, own_doors: Vec<SocketAddr>) -> Result<origin::Settings, RunError> {
+    let config = settings.path("registry.credential_provider_config");
+    let credential_providers = match (config, settings.path("registry.credential_provider_bin_dir")) {
+        (Some(config), Some(bin_dir)) => Some(ProviderFiles { config, bin_dir }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => return Err(RunError::HalfProviders),
+    };
+    Ok(origin::Settings {
+        credential_providers,
         hosts_dir: settings.texts("registry.hosts_dir").into_iter().map(Into::into).collect(),
         docker_config: settings.path("registry.docker_config").or_else(docker_config),
         plain_http: settings.texts("registry.plain_http"),
         origin_rate: settings.size("registry.origin_rate"),
         origin_concurrency: settings.count("registry.origin_concurrency").unwrap_or(1),
         own_doors,
-    }
+    })
 }
 
 /// Where docker's own client keeps credentials. That there may be none is for the reader to find.

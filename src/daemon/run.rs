@@ -23,6 +23,10 @@ pub enum RunError {
     Snapshots { path: PathBuf, source: snapshot::OpenError },
     #[error("cannot prepare for registries")]
     Origin(#[source] origin::NewError),
+    #[error(
+        "registry.credential_provider_config and registry.credential_provider_bin_dir belong together: set both or none"
+    )]
+    HalfProviders,
     #[error("cannot open TLS for the proxy's hosts")]
     Proxy(#[source] registry::AuthorityError),
     #[error("mesh.members")]

@@ -141,6 +141,14 @@ pub(super) const KEYS: &[Key] = &[
         "a layer's files reach the disk before the layer is reported as there",
     ),
     key(
+        "containerd",
+        "cri_proxy",
+        Form::Switch,
+        Some("false"),
+        "cri.sock in node.run_dir is containerd's image service, for kubelet's --image-service-endpoint: pulls start here \
+         with a pod's pull secrets before containerd asks",
+    ),
+    key(
         "mesh",
         "listen",
         Form::Listen,
@@ -200,6 +208,20 @@ pub(super) const KEYS: &[Key] = &[
         Form::Path,
         None,
         "a docker config.json with credentials; $DOCKER_CONFIG, ~/.docker",
+    ),
+    key(
+        "registry",
+        "credential_provider_config",
+        Form::Path,
+        None,
+        "kubelet's --image-credential-provider-config: asked for what docker_config does not know; none",
+    ),
+    key(
+        "registry",
+        "credential_provider_bin_dir",
+        Form::Path,
+        None,
+        "kubelet's --image-credential-provider-bin-dir",
     ),
     key(
         "registry",
@@ -276,6 +298,13 @@ pub(super) const KEYS: &[Key] = &[
         Form::Listen,
         Some("\"127.0.0.1:7440\""),
         "/metrics, /healthz, /readyz and the status page",
+    ),
+    key(
+        "admin",
+        "token_file",
+        Form::Path,
+        None,
+        "holds the bearer token of those who may order preheating over HTTP; without it nobody may",
     ),
     key(
         "log",

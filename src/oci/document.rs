@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, Digest};
+use super::{Algorithm, Digest, Platform};
 
 /// containerd names an ingest after this annotation where a descriptor carries it
 /// (`remotes/handlers.go`, `MakeRefKey`).
@@ -30,17 +30,6 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-}
-
-/// What an image runs on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    #[serde(default)]
-    pub architecture: String,
-    #[serde(default)]
-    pub os: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variant: Option<String>,
 }
 
 /// An image manifest.
@@ -134,13 +123,13 @@ impl Index {
         parse("index", bytes)
     }
 
-    /// The manifest for `os` and `architecture`; of several, the first.
+    /// The manifest for `platform`; of several, the first.
     #[must_use]
-    pub fn manifest_for(&self, os: &str, architecture: &str) -> Option<&Descriptor> {
-        self.manifests.iter().find(|manifest| {
-            let platform = manifest.platform.as_ref();
-            platform.is_some_and(|p| p.os == os && p.architecture == architecture)
-        })
+    pub fn manifest_for(&self, platform: &Platform) -> Option<&Descriptor> {
+        let fits = |manifest: &&Descriptor| {
+            manifest.platform.as_ref().is_some_and(|offered| platform.takes(offered))
+        };
+        self.manifests.iter().find(fits)
     }
 }
 

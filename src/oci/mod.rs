@@ -5,12 +5,13 @@
 mod digest;
 mod document;
 mod media_type;
+mod platform;
 mod reference;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use document::{
-    Descriptor, DocumentError, ImageConfig, Index, MAX_DOCUMENT_LEN, Manifest, Platform, REF_NAME_ANNOTATION,
-    chain_ids,
+    Descriptor, DocumentError, ImageConfig, Index, MAX_DOCUMENT_LEN, Manifest, REF_NAME_ANNOTATION, chain_ids,
 };
 pub use media_type::{Compression, Unhandled, is_index, is_manifest, layer_compression};
+pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, Repository};

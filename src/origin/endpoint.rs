@@ -32,6 +32,8 @@ pub(super) struct Endpoint {
     /// `?ns=` for hosts that are not the registry itself.
     pub(super) namespace: Option<String>,
     pub(super) capabilities: Capabilities,
+    /// The registry that this host is or stands for, as repositories name it.
+    pub(super) registry: String,
     /// The registry itself, for which clients have their credentials.
     pub(super) is_registry: bool,
     /// From hosts.toml; may hold credentials, so they go to this endpoint only.
@@ -184,7 +186,8 @@ impl Book {
         let itself = is_host(&spec.base, host);
         Some(Arc::new(Endpoint {
             base: spec.base.clone(),
-            namespace: (!itself).then_some(registry),
+            namespace: (!itself).then(|| registry.clone()),
+            registry,
             capabilities: spec.capabilities,
             is_registry,
             headers,

@@ -13,6 +13,8 @@ pub enum NewError {
     PlainHttp(String),
     #[error("cannot set up TLS for registries")]
     Tls(#[source] rustls::Error),
+    #[error("cannot use kubelet's credential providers")]
+    CredentialProviders(#[source] super::ProviderError),
 }
 
 /// Why a registry did not give what was asked for. `at` is an address without its query, which may carry

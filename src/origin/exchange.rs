@@ -29,7 +29,7 @@ pub(super) struct Question<'a> {
 
 /// Asks endpoints.
 pub(super) struct Exchange {
-    auth: Auth,
+    pub(super) auth: Auth,
     pub(super) patience: Patience,
 }
 
@@ -48,7 +48,7 @@ impl Exchange {
             // What it says to a client's own credentials is for the client.
             return self.follow(endpoint, question, Some(pass)).await;
         }
-        let by = By { repository: question.repository, stranger: question.asker.is_client() };
+        let by = By { repository: question.repository, whose: question.asker.whose() };
         let known = self.auth.header(endpoint, by).await;
         let answer = self.follow(endpoint, question, known.as_ref()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || answer.foreign {

@@ -41,7 +41,8 @@ use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
-pub use asker::{Asker, Lead, Pass};
+pub use asker::{Asker, Lead, Lent, Pass};
+pub use auth::{Credential, ProviderError, ProviderFiles};
 pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
@@ -68,6 +69,8 @@ pub struct Settings {
     pub hosts_dir: Vec<PathBuf>,
     /// Docker's config.json. `None`: every registry is asked without credentials.
     pub docker_config: Option<PathBuf>,
+    /// kubelet's credential providers, for what Docker's config does not know.
+    pub credential_providers: Option<ProviderFiles>,
     /// Hosts that may be asked without TLS: `host` (every port) or `host:port`.
     pub plain_http: Vec<String>,
     /// Bytes a second from all registries together; `None` and 0 set no limit.
@@ -84,6 +87,7 @@ impl Default for Settings {
             // containerd's own default since 2.2.
             hosts_dir: vec!["/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
             docker_config: None,
+            credential_providers: None,
             plain_http: Vec::new(),
             origin_rate: None,
             // Twice what Docker and kubelet take at once by default (3 and 5): runs of several layers interleave.
@@ -123,7 +127,7 @@ impl Shared {
 
 impl Origin {
     /// # Errors
-    /// Settings that name no host, or no usable TLS.
+    /// Settings that name no host, credential providers that cannot be used, or no usable TLS.
     pub fn new(settings: Settings) -> Result<Self, NewError> {
         Self::with_patience(settings, Patience::default())
     }
@@ -135,9 +139,12 @@ impl Origin {
     pub fn with_patience(settings: Settings, patience: Patience) -> Result<Self, NewError> {
         let plain = PlainHttp::new(&settings.plain_http).map_err(NewError::PlainHttp)?;
         let tls = Tls::new(patience.connect).map_err(NewError::Tls)?;
+        let providers = settings.credential_providers.as_ref();
+        let auth = Auth::new(settings.docker_config, providers, patience.clone());
+        let auth = auth.map_err(NewError::CredentialProviders)?;
         let shared = Shared {
             book: Arc::new(Book::new(settings.hosts_dir, plain, settings.own_doors, tls)),
-            exchange: Exchange::new(Auth::new(settings.docker_config, patience.clone()), patience),
+            exchange: Exchange::new(auth, patience),
             gates: Gates::new(settings.origin_concurrency),
             memory: locate::Memory::default(),
             rate: settings.origin_rate.filter(|&rate| rate > 0).map(|rate| Mutex::new(Rate::new(rate))),
@@ -279,6 +286,13 @@ impl Origin {
     /// Whether somebody has written this very host into our settings or into `hosts_dir`.
     pub async fn is_named(&self, host: &str) -> bool {
         self.is_plain(host) || self.is_configured(host).await
+    }
+
+    /// This node's own credentials for a registry, to be shown to this node's own containerd and nobody else.
+    pub async fn login(&self, repository: &Repository) -> Option<Credential> {
+        let endpoints = self.shared.book.endpoints(&repository.host).await.ok()?;
+        let registry = endpoints.iter().find(|endpoint| endpoint.is_registry)?;
+        self.shared.exchange.auth.login(registry, &repository.path).await
     }
 
     /// Whether a folder of `hosts_dir` is about this very host.

@@ -11,6 +11,7 @@
 //! never waits for anything else. It ends proven, failed, or forgotten a minute after the last handle.
 
 mod arrival;
+mod document;
 mod fetch;
 mod flight;
 mod hands;

@@ -14,7 +14,7 @@ const GROUPS: [&[&str]; 10] = [
     &["store", "origin", "mesh", "containerd", "snapshot", "unpack"],
     &["swarm"],
     &["pull"],
-    &["layer", "object"],
+    &["layer", "object", "preheat"],
     &["door"],
     &["daemon"],
     &["cli"],

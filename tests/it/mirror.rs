@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use flotilla::oci::{Algorithm, Digest};
 use http::{HeaderMap, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -122,13 +122,34 @@ pub(crate) async fn ask_over(
     path: &str,
     headers: &[(&str, &str)],
 ) -> Got {
+    send(stream, (method, path), headers, String::new()).await
+}
+
+/// Asks with a body.
+pub(crate) async fn ask_with(
+    address: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> Got {
+    let stream = TcpStream::connect(address).await.unwrap();
+    send(stream, (method, path), &[&[("host", address)], headers].concat(), body).await
+}
+
+async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    (method, path): (Method, &str),
+    headers: &[(&str, &str)],
+    body: String,
+) -> Got {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     TaskTracker::new().spawn(connection);
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+    let response = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
     let (parts, mut body) = response.into_parts();
     let (mut bytes, mut whole) = (Vec::new(), true);
     while let Some(frame) = body.frame().await {

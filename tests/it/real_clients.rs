@@ -205,14 +205,20 @@ const CRITEST_IMAGES: [(&str, &str); 14] = [
 const CRITEST_SKIP: &str = "public image with digest";
 
 fn critests_image_manager_passes(lab: &Lab, containerd: Programs) {
+    let node = lab.node(&containerd).alone().start().unwrap();
+    critests_image_manager(lab, &node, &[]);
+}
+
+/// Runs that part of critest on a node, with more arguments.
+pub(crate) fn critests_image_manager(lab: &Lab, node: &Node, arguments: &[&str]) {
     let Some(program) = client("critest") else { return };
     let layers: Vec<Layer> = CRITEST_IMAGES.iter().map(|(name, user)| look_alike(lab, name, user)).collect();
     for host in CRITEST_HOSTS {
         serve_instead_of(lab, host);
     }
-    let node = lab.node(&containerd).alone().start().unwrap();
     let mut critest = Command::new(program);
     critest.arg(format!("-runtime-endpoint=unix://{}", node.containerd.socket().display()));
+    critest.args(arguments);
     critest.args(["-ginkgo.focus=Image Manager", "-ginkgo.no-color"]);
     critest.arg(format!("-ginkgo.skip={CRITEST_SKIP}")).arg(format!("-report-dir={}", lab.dir().display()));
     let said = output(critest).unwrap();

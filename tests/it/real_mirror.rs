@@ -26,7 +26,7 @@ use crate::{
 on_every_containerd!(ctr_with_a_hosts_dir, cri_without_the_snapshotter);
 
 /// A registry that only the mirror can find: it stands for the lab's.
-const REGISTRY: &str = "registry.lab";
+pub(crate) const REGISTRY: &str = "registry.lab";
 
 #[test]
 fn skopeo_podman_and_buildah() {
@@ -154,7 +154,7 @@ fn containerd_that_fetches_a_layer_by_several_connections() {
 }
 
 /// `flotilla install` with the port that the node's mirror has got.
-fn install(node: &Node, arguments: &[&str]) {
+pub(crate) fn install(node: &Node, arguments: &[&str]) {
     let dir = node.daemon().unwrap().log().parent().unwrap().to_owned();
     let mut settings = node.settings.clone();
     settings.text("mirror", "listen", &mirror(node));
@@ -165,12 +165,12 @@ fn install(node: &Node, arguments: &[&str]) {
     output(command).unwrap();
 }
 
-fn mirror(node: &Node) -> String {
+pub(crate) fn mirror(node: &Node) -> String {
     node.daemon().unwrap().address_of("mirror").unwrap()
 }
 
 /// Runs a command, and gives what it said.
-fn say(command: &mut Command) -> String {
+pub(crate) fn say(command: &mut Command) -> String {
     let mut owned = Command::new(command.get_program());
     owned.args(command.get_args());
     for (name, value) in command.get_envs() {
@@ -181,12 +181,17 @@ fn say(command: &mut Command) -> String {
 
 /// A story of one client, if it is here.
 fn one_of_each(program: &str, story: fn(&Lab, &Node, &Published)) {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    if !path.split(':').any(|folder| Path::new(folder).join(program).is_file()) {
+    if !has(program) {
         eprintln!("skipped: no {program} here; cargo xtask setup installs it");
         return;
     }
     told(story);
+}
+
+/// Whether this machine has a program.
+pub(crate) fn has(program: &str) -> bool {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    path.split(':').any(|folder| Path::new(folder).join(program).is_file())
 }
 
 /// A node whose mirror leads docker.io and `REGISTRY` to the lab's registry, and an image there.

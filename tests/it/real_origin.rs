@@ -44,7 +44,7 @@ fn broken_registries_are_declined_and_containerd_pulls() {
 }
 
 /// Busybox, and two megabytes of noise that no other image has.
-fn image(lab: &Lab, name: &str, seed: u64) -> Published {
+pub(crate) fn image(lab: &Lab, name: &str, seed: u64) -> Published {
     let busybox = samples::busybox(lab.images(), Compression::Gzip).unwrap();
     let layers = [busybox, samples::noise(lab.images(), 2 << 20, seed).unwrap()];
     lab.images().publish(name, &layers, &["/bin/ls", "/noise"]).unwrap()
@@ -65,6 +65,14 @@ fn stock(lab: &Lab, registry: &Registry, image: &Published) {
     for layer in &image.layers {
         registry.put_file(repository(image), &file(lab, &layer.blob.digest)).unwrap();
     }
+}
+
+/// Gives the registry the whole image, under its tag `v1`.
+pub(crate) fn stock_whole(lab: &Lab, registry: &Registry, image: &Published) {
+    stock(lab, registry, image);
+    registry.put_file(repository(image), &file(lab, &image.config.digest)).unwrap();
+    let manifest = fs::read(file(lab, &image.manifest.digest)).unwrap();
+    registry.put_manifest(repository(image), Some("v1"), &image.manifest.media_type, manifest);
 }
 
 /// The sandbox image's layer too, which is pulled when something runs.
@@ -166,11 +174,7 @@ fn shared_hosts_toml(lab: &Lab, containerd: Programs) {
     let registry = runtime.block_on(Registry::start());
     registry.switch_on(Fault::BasicAuth { user: "me".into(), password: "secret".into() });
     let image = image(lab, "demo/header:v1", 52);
-    stock(lab, &registry, &image);
-    registry.put_file(repository(&image), &file(lab, &image.config.digest)).unwrap();
-    let manifest = fs::read(file(lab, &image.manifest.digest)).unwrap();
-    let media_type = &image.manifest.media_type;
-    registry.put_manifest(repository(&image), Some("v1"), media_type, manifest);
+    stock_whole(lab, &registry, &image);
     let folder = lab.hosts_dir().join(registry.host());
     fs::create_dir_all(&folder).unwrap();
     let (url, auth) = (registry.url(), STANDARD.encode("me:secret"));

@@ -8,28 +8,42 @@
 //! | `/` | the status page |
 //! | `/v1/status` | what `flotilla status --json` prints |
 //! | `POST /v1/pull?image=REF` | on the socket only: one JSON line a change of a layer, as it happens |
+//! | `POST /v1/preheat?image=REF[&nodes=…][&platform=…][&into=…]` | one JSON line a change of a node |
+//! | `/healthy`, `/oapi/v1/jobs`, `/_ping`, `/preheats` | Harbor's preheat hook |
+//!
+//! What orders something is open to whoever reaches the socket, and over HTTP to whoever shows the token.
 
+mod harbor;
 mod page;
 mod preheat;
+mod pull;
 mod status;
+mod token;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
+    middleware,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
+use tokio_util::task::TaskTracker;
 
-pub use preheat::{LayerLine, PullLine};
+pub use harbor::Jobs;
+pub use preheat::{NodeLine, PreheatLine};
+pub use pull::{LayerLine, PullLine};
 pub use status::{BytesBySource, MemberLine, MeshLine, PullingLine, Status, StoreLine};
 
-use crate::{origin::Origin, pull::Pulls};
+use crate::{preheat::Preheats, pull::Pulls};
+
+/// Largest order taken over HTTP: an address, a token of up to 8 KiB, and little else.
+const ORDER_LEN_MAX: usize = 64 << 10;
 
 /// What the rest of the daemon tells this door.
 pub trait Report: Send + Sync + 'static {
@@ -39,16 +53,21 @@ pub trait Report: Send + Sync + 'static {
     fn unready(&self) -> Vec<String>;
 }
 
-/// What the admin door needs.
+/// What the admin door works with.
 #[derive(Clone)]
 pub struct Parts {
     pub metrics: Arc<Registry>,
     pub report: Arc<dyn Report>,
     pub pulls: Pulls,
-    pub origin: Origin,
+    pub preheats: Preheats,
+    /// Holds the token of those who may order something over HTTP.
+    pub token_file: Option<PathBuf>,
+    /// Where orders go on whose client does not wait.
+    pub tasks: TaskTracker,
+    pub jobs: Jobs,
 }
 
-/// Serves operators on loopback: everything that only reads.
+/// Serves operators on loopback: everything that only reads, and orders to whoever shows the token.
 ///
 /// # Errors
 /// The listener fails.
@@ -57,7 +76,7 @@ pub async fn serve_http(
     parts: Parts,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, reading(parts)).with_graceful_shutdown(stop).await
+    axum::serve(listener, reading(parts.clone()).merge(guarded(parts))).with_graceful_shutdown(stop).await
 }
 
 /// Serves the command line on the admin socket, whose mode (0600) says who may order a pull.
@@ -69,7 +88,10 @@ pub async fn serve_socket(
     parts: Parts,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let ordering = Router::new().route("/v1/pull", post(order_pull)).with_state(parts.clone());
+    let ordering = Router::new()
+        .route("/v1/pull", post(order_pull))
+        .route("/v1/preheat", post(preheat::order))
+        .with_state(parts.clone());
     axum::serve(listener, reading(parts).merge(ordering)).with_graceful_shutdown(stop).await
 }
 
@@ -80,6 +102,21 @@ fn reading(parts: Parts) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/v1/status", get(async |State(parts): State<Parts>| Json(parts.report.status())))
+        .with_state(parts)
+}
+
+/// Orders over HTTP.
+fn guarded(parts: Parts) -> Router {
+    Router::new()
+        .route("/v1/preheat", post(preheat::order))
+        .route("/healthy", get(harbor::health))
+        .route("/oapi/v1/jobs", post(harbor::order_new))
+        .route("/oapi/v1/jobs/{id}", get(harbor::told_new))
+        .route("/_ping", get(harbor::health))
+        .route("/preheats", post(harbor::order_old))
+        .route("/preheats/{id}", get(harbor::told_old))
+        .layer(DefaultBodyLimit::max(ORDER_LEN_MAX))
+        .route_layer(middleware::from_fn_with_state(parts.clone(), token::guard))
         .with_state(parts)
 }
 
@@ -110,7 +147,7 @@ struct PullQuery {
 async fn order_pull(State(parts): State<Parts>, Query(query): Query<PullQuery>) -> Response {
     match query.image.parse() {
         Ok(reference) => {
-            let lines = preheat::pull(parts.origin, parts.pulls, reference);
+            let lines = pull::pull(parts.preheats, parts.pulls, reference);
             let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
             (kind, Body::from_stream(lines)).into_response()
         }

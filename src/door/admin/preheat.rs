@@ -1,140 +1,126 @@
-//! `flotilla pull IMAGE`: the layers of an image into this node's store, through the same pulls that containerd's
-//! layers take.
+//! `flotilla preheat`, and the same over HTTP: one JSON line at every change of a node.
 
+use std::convert::Infallible;
+
+use axum::{
+    body::Body,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
-use super::BytesBySource;
+use super::{BytesBySource, Parts};
 use crate::{
-    oci::{self, Descriptor, Index, Manifest, Reference},
-    origin::{Asker, Kind, Origin, OriginError},
-    pull::{Pull, PullState, PullStatus, Pulls, Want},
+    mesh::Member,
+    origin::Asker,
+    preheat::{Order, Ordered, Place, PreheatError, Progress, Selector, State as Standing},
+    pull::chain_of,
 };
 
-/// One line of the answer: a layer as it stands, or why there is nothing to pull.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PullLine {
-    Layer(LayerLine),
-    Failed { reason: String },
+/// What is asked for, in the query.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wish {
+    image: String,
+    nodes: Option<String>,
+    platform: Option<String>,
+    into: Option<String>,
 }
 
-/// A layer of an image that is being pulled.
+/// One line of the answer. The first is the image; then come the nodes, each until it is done or has failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerLine {
-    pub digest: String,
-    /// Bytes.
-    pub size: u64,
-    pub bytes: BytesBySource,
-    /// `waiting`, `arriving`, `proven` or `failed`; the last two are final.
+#[serde(rename_all = "snake_case")]
+pub enum PreheatLine {
+    Image { image: String, digest: String, nodes: Vec<String> },
+    Node(NodeLine),
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLine {
+    pub node: String,
+    pub zone: Option<String>,
+    /// `waiting`, `pulling`, `unpacking`, `done` or `failed`; the last two are final.
     pub state: String,
+    /// Bytes of config and layers; 0 while they are not known.
+    pub bytes_total: u64,
+    pub bytes: BytesBySource,
     pub reason: Option<String>,
 }
 
-/// Why an image cannot be pulled.
-#[derive(Debug, thiserror::Error)]
-enum PreheatError {
-    #[error("cannot read {what} of {image} from its registry")]
-    Origin { what: &'static str, image: String, source: OriginError },
-    #[error("{what} of {image} is not usable")]
-    Document { what: &'static str, image: String, source: oci::DocumentError },
-    #[error("{image} has no image for linux/{architecture}")]
-    Platform { image: String, architecture: &'static str },
-    #[error("{image} is of media type {media_type}, which is neither an image nor an index of images")]
-    MediaType { image: String, media_type: String },
+impl NodeLine {
+    fn new(member: &Member, progress: &Progress) -> Self {
+        let (state, reason) = match &progress.state {
+            Standing::Waiting => ("waiting", None),
+            Standing::Pulling => ("pulling", None),
+            Standing::Unpacking => ("unpacking", None),
+            Standing::Done => ("done", None),
+            Standing::Failed(reason) => ("failed", Some(reason.clone())),
+        };
+        let bytes = progress.bytes;
+        Self {
+            node: member.name.clone(),
+            zone: member.zone.clone(),
+            state: state.to_owned(),
+            bytes_total: progress.total,
+            bytes: BytesBySource { local: bytes.local, peer: bytes.peer, origin: bytes.origin },
+            reason,
+        }
+    }
 }
 
-/// Pulls the image's layers; yields a JSON line whenever one of them has moved on, and ends when all have ended.
-pub(super) fn pull(
-    origin: Origin,
-    pulls: Pulls,
-    reference: Reference,
-) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
-    stream::once(async move {
-        match layers(&origin, &reference).await {
-            Ok(layers) => {
-                let started = layers.into_iter().map(|layer| {
-                    let origins = vec![reference.repository.clone()];
-                    let image = Some(reference.to_string());
-                    let (digest, len) = (layer.digest, layer.size);
-                    let (kind, asker) = (Kind::Blob, Asker::Node);
-                    follow(pulls.start(Want { digest, len, origins, kind, asker, image }))
-                });
-                stream::select_all(started.collect::<Vec<_>>()).left_stream()
-            }
-            Err(error) => {
-                let reason = crate::pull::chain_of(&error);
-                stream::once(async move { PullLine::Failed { reason } }).right_stream()
-            }
+/// `POST /v1/preheat?image=…[&nodes=…][&platform=…][&into=…]`.
+pub(super) async fn order(State(parts): State<Parts>, Query(wish): Query<Wish>) -> Response {
+    let order = match wish.order() {
+        Ok(order) => order,
+        Err(why) => return (StatusCode::BAD_REQUEST, why + "\n").into_response(),
+    };
+    let image = order.image.to_string();
+    match parts.preheats.order(order).await {
+        Ok(ordered) => {
+            let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+            (kind, Body::from_stream(lines(image, ordered))).into_response()
         }
-    })
-    .flatten()
-    .map(|line| {
+        Err(error) => (status_of(&error), chain_of(&error) + "\n").into_response(),
+    }
+}
+
+impl Wish {
+    fn order(&self) -> Result<Order, String> {
+        Ok(Order {
+            image: parse(&self.image)?,
+            nodes: self.nodes.as_deref().map(parse::<Selector>).transpose()?.unwrap_or_default(),
+            platform: self.platform.as_deref().map(parse).transpose()?,
+            place: self.into.as_deref().map(parse::<Place>).transpose()?.unwrap_or_default(),
+            asker: Asker::Node,
+        })
+    }
+}
+
+fn parse<T>(text: &str) -> Result<T, String>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + 'static,
+{
+    text.parse().map_err(|error: T::Err| chain_of(&error))
+}
+
+/// What an order that was not begun is answered with.
+pub(super) fn status_of(error: &PreheatError) -> StatusCode {
+    if matches!(error, PreheatError::Nobody(_)) { StatusCode::NOT_FOUND } else { StatusCode::BAD_GATEWAY }
+}
+
+fn lines(image: String, ordered: Ordered) -> impl stream::Stream<Item = Result<Bytes, Infallible>> + Send {
+    let Ordered { root, nodes, news } = ordered;
+    let nodes = nodes.into_iter().map(|member| member.name).collect();
+    let first = PreheatLine::Image { image, digest: root.digest.to_string(), nodes };
+    let rest = news.map(|(member, progress)| PreheatLine::Node(NodeLine::new(&member, &progress)));
+    stream::once(async move { first }).chain(rest).map(|line| {
         let mut json = serde_json::to_vec(&line).expect("lines are plain data");
         json.push(b'\n');
         Ok(Bytes::from(json))
     })
-}
-
-/// The states of one pull until its last; holding the pull keeps it going.
-fn follow(pull: Pull) -> stream::BoxStream<'static, PullLine> {
-    let changes = pull.watch();
-    stream::unfold(Some((pull, changes, true)), |state| async move {
-        let (pull, mut changes, is_first) = state?;
-        if !is_first {
-            changes.changed().await.ok()?;
-        }
-        let status = changes.borrow_and_update().clone();
-        let ended = matches!(status.state, PullState::Proven | PullState::Failed(_));
-        Some((PullLine::Layer(line(&status)), (!ended).then_some((pull, changes, false))))
-    })
-    .boxed()
-}
-
-fn line(status: &PullStatus) -> LayerLine {
-    let (state, reason) = match &status.state {
-        PullState::Waiting => ("waiting", None),
-        PullState::Arriving => ("arriving", None),
-        PullState::Proven => ("proven", None),
-        PullState::Failed(reason) => ("failed", Some((*reason).to_owned())),
-    };
-    let bytes =
-        BytesBySource { local: status.bytes.local, peer: status.bytes.peer, origin: status.bytes.origin };
-    LayerLine { digest: status.digest.to_string(), size: status.len, bytes, state: state.to_owned(), reason }
-}
-
-/// The layers of the image that `reference` names, for this machine's platform.
-async fn layers(origin: &Origin, reference: &Reference) -> Result<Vec<Descriptor>, PreheatError> {
-    let image = || reference.to_string();
-    let failed = |what| move |source| PreheatError::Origin { what, image: image(), source };
-    let unusable = |what| move |source| PreheatError::Document { what, image: image(), source };
-    let document = origin.resolve(reference).await.map_err(failed("the manifest"))?;
-    if oci::is_manifest(&document.media_type) {
-        return Ok(Manifest::parse(&document.bytes).map_err(unusable("the manifest"))?.layers);
-    }
-    if !oci::is_index(&document.media_type) {
-        return Err(PreheatError::MediaType { image: image(), media_type: document.media_type });
-    }
-    let index = Index::parse(&document.bytes).map_err(unusable("the index"))?;
-    let architecture = architecture();
-    let entry = index
-        .manifest_for("linux", architecture)
-        .ok_or_else(|| PreheatError::Platform { image: image(), architecture })?;
-    let bytes = origin
-        .document(&reference.repository, &entry.digest, &[entry.media_type.as_str()])
-        .await
-        .map_err(failed("the platform's manifest"))?;
-    Ok(Manifest::parse(&bytes).map_err(unusable("the platform's manifest"))?.layers)
-}
-
-/// This machine's architecture as the image specification (that is, Go) names it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
 }

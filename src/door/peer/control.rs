@@ -1,7 +1,8 @@
-//! Members and Swarm over gRPC, for one caller whose name is proven.
+//! Members, Swarm and Preheat over gRPC, for one caller whose name is proven.
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
@@ -9,7 +10,9 @@ use tonic::{Request, Response, Status, Streaming, service::Routes};
 use super::Door;
 use crate::{
     oci::Digest,
+    origin::Asker,
     piece::PieceLayout,
+    preheat::Errand,
     swarm::{
         Seat,
         message::{Event, Join, events_to_wire, reports_from_wire},
@@ -19,6 +22,7 @@ use crate::{
         self as wire,
         holds_response::Answer as WireAnswer,
         members_server::{Members, MembersServer},
+        preheat_server::{Preheat, PreheatServer},
         swarm_server::{Swarm, SwarmServer},
     },
 };
@@ -38,7 +42,9 @@ struct Caller {
 
 pub(super) fn routes(door: Door, peer_name: String) -> Routes {
     let caller = Caller { door, name: peer_name };
-    Routes::new(MembersServer::new(caller.clone())).add_service(SwarmServer::new(caller))
+    Routes::new(MembersServer::new(caller.clone()))
+        .add_service(SwarmServer::new(caller.clone()))
+        .add_service(PreheatServer::new(caller))
 }
 
 #[tonic::async_trait]
@@ -100,6 +106,21 @@ impl Swarm for Caller {
             Answer::Pulling => WireAnswer::Pulling,
         };
         Ok(Response::new(wire::HoldsResponse { answer: answer.into() }))
+    }
+}
+
+#[tonic::async_trait]
+impl Preheat for Caller {
+    type PullStream = BoxStream<'static, Result<wire::PreheatProgress, Status>>;
+
+    async fn pull(
+        &self,
+        request: Request<wire::PreheatRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        let errand = Errand::from_wire(request.into_inner()).map_err(|error| self.invalid(&error))?;
+        tracing::info!(peer = %self.name, image = %errand.image, into = ?errand.place, "preheats for a member");
+        let followed = self.door.parts.preheats.here(errand, Asker::Node);
+        Ok(Response::new(followed.map(|progress| Ok(progress.to_wire())).boxed()))
     }
 }
 

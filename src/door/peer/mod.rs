@@ -1,7 +1,7 @@
 //! What other members may ask: who is here, the swarm of a digest, pieces.
 //!
 //! ```text
-//!   TCP ─▶ mutual TLS (who is it?) ─▶ h2: Members.Hello, Swarm.Join, Swarm.Holds
+//!   TCP ─▶ mutual TLS (who is it?) ─▶ h2: Members.Hello, Swarm.Join, Swarm.Holds, Preheat.Pull
 //!                                  └▶ HTTP/1.1: GET /v1/blobs/<digest>/pieces/<index>
 //!                                               GET /v1/blobs/<digest>/chain
 //!                                               GET /v1/blobs/<digest>/statements
@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     identity::{self, Accepted, Identity},
     mesh::Mesh,
+    preheat::Preheats,
     pull::Pulls,
 };
 
@@ -47,6 +48,7 @@ pub struct Parts {
     pub identity: Identity,
     pub mesh: Mesh,
     pub pulls: Pulls,
+    pub preheats: Preheats,
 }
 
 /// One caller's view of the door.

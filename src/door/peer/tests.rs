@@ -18,11 +18,13 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::{
+    containerd::Client,
     identity::testing::Ca,
     mesh::{Role, Seed},
     oci::{Algorithm, Digest, Repository},
     origin::{Asker, Kind, Origin},
     piece::PieceLayout,
+    preheat,
     pull::{self, Metrics, PullState, Pulls, Want},
     store::Store,
 };
@@ -181,14 +183,22 @@ impl Crowd {
         .unwrap();
         let pulls = Pulls::new(crate::pull::Parts {
             store: store.clone(),
-            origin,
+            origin: origin.clone(),
             mesh: mesh.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
             metrics: Metrics::default(),
             settings: self.settings.clone(),
         });
-        let parts = Parts { identity, mesh: mesh.clone(), pulls: pulls.clone() };
+        let preheats = preheat::Preheats::new(preheat::Parts {
+            origin,
+            pulls: pulls.clone(),
+            mesh: mesh.clone(),
+            containerd: Client::new(&dir.path().join("containerd.sock")),
+            tasks: self.tasks.clone(),
+            stop: stop.clone(),
+        });
+        let parts = Parts { identity, mesh: mesh.clone(), pulls: pulls.clone(), preheats };
         tasks.spawn(serve(listener, parts, stop.clone(), tasks.clone()));
         let (running, stopped) = (mesh.clone(), stop.clone());
         tasks.spawn(async move { running.run(stopped).await });

@@ -1,8 +1,8 @@
 //! Manifests and indexes by tag and by digest, lists of tags, referrers.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, StatusCode, header};
 
 use super::{
@@ -12,14 +12,10 @@ use super::{
     tags::{Meaning, Question},
 };
 use crate::{
-    oci::{Digest, MAX_DOCUMENT_LEN},
+    oci::Digest,
     origin::{Asker, Kind, OriginError, Passed, Told},
-    pull::{Pull, PullError, Want},
-    store::ReadError,
+    pull::{PullError, Want},
 };
-
-/// How long a manifest may take from mesh and registry together, before the client is told to go elsewhere.
-const DOCUMENT_MAX: Duration = Duration::from_secs(30);
 
 /// What is asked for where the client does not say what it takes.
 const EVERY_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
@@ -249,10 +245,6 @@ impl Door {
         len: u64,
         client: &Client,
     ) -> Result<Bytes, std::sync::Arc<PullError>> {
-        if len > MAX_DOCUMENT_LEN as u64 {
-            let reason = format!("{len} bytes are more than a manifest has");
-            return Err(PullError::Swarm { digest: digest.clone(), reason }.into());
-        }
         let want = Want {
             digest: digest.clone(),
             len,
@@ -261,14 +253,7 @@ impl Door {
             asker: client.asker.clone(),
             image: Some(asked.repository.to_string()),
         };
-        let first = whole(&self.parts.pulls.start(want.clone())).await;
-        match first {
-            // Its copy here has rotted, and is gone: another one comes.
-            Err(why) if matches!(&*why, PullError::Read { source: ReadError::Rotten { .. } }) => {
-                whole(&self.parts.pulls.start(want)).await
-            }
-            other => other,
-        }
+        self.parts.pulls.document(want).await
     }
 }
 
@@ -276,25 +261,6 @@ impl Door {
 enum Tagged {
     Is(Meaning),
     Came(Document),
-}
-
-/// All bytes of a small blob.
-async fn whole(pull: &Pull) -> Result<Bytes, std::sync::Arc<PullError>> {
-    let late = || PullError::Swarm {
-        digest: pull.digest().clone(),
-        reason: format!("nothing for {DOCUMENT_MAX:?}"),
-    };
-    let proven = tokio::time::timeout(DOCUMENT_MAX, pull.proven()).await;
-    let blob = proven.map_err(|_| std::sync::Arc::new(late()))??;
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut bytes = BytesMut::new();
-        for index in 0..blob.layout().count() {
-            bytes.extend_from_slice(&blob.read(index)?);
-        }
-        Ok(bytes.freeze())
-    });
-    let read = reading.await.expect("reading a blob does not panic");
-    read.map_err(|source| std::sync::Arc::new(PullError::Read { source }))
 }
 
 /// A registry's `Link: </v2/a/tags/list?n=2&last=x>; rel="next"`, as this client reaches it.

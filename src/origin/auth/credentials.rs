@@ -22,7 +22,7 @@ const MAX_HOSTS: usize = 1024;
 
 /// What a registry is shown. Never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Credential {
+pub enum Credential {
     Password { user: String, password: String },
     IdentityToken(String),
 }

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flotilla::origin::{Origin, OriginError, Settings};
+use flotilla::origin::{Origin, OriginError, ProviderFiles, Settings};
 
 use super::{origin, origin_with, pull, with_blob};
 use crate::registry::{Fault, Kind, Registry};
@@ -103,6 +103,48 @@ async fn wrong_and_missing_passwords_are_final_and_unprinted() {
             );
         }
     }
+}
+
+/// A script stands for a cloud's plugin: what Docker's config has comes first, what it lacks is the script's to know.
+#[tokio::test]
+async fn kubelets_credential_providers_are_asked_for_what_nothing_else_knows() {
+    let (registry, digest, bytes) = with_blob(1000).await;
+    let registry = registry.with(for_user("cloud", "token"));
+    let dir = tempfile::tempdir().unwrap();
+    let calls = dir.path().join("calls");
+    let script = dir.path().join("cloud");
+    let answer = format!(
+        r#"{{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Registry","cacheDuration":"1h","auth":{{"{}":{{"username":"cloud","password":"token"}}}}}}"#,
+        registry.host()
+    );
+    let text = format!("#!/bin/sh\ncat >>{}\necho '{answer}'\n", calls.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = dir.path().join("providers.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: cloud\n  matchImages: [127.0.0.1:PORT/team]\n  defaultCacheDuration: 0s\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n";
+    std::fs::write(&config, text.replace("PORT", &registry.address().port().to_string())).unwrap();
+    let providers = ProviderFiles { config, bin_dir: dir.path().to_owned() };
+    let with = |docker_config: Option<PathBuf>| {
+        let credential_providers = Some(providers.clone());
+        origin_with(Settings { docker_config, credential_providers, ..Settings::default() })
+    };
+
+    let origin = with(None);
+    assert_eq!(pull(&origin, &registry, &digest, 1000).await.unwrap(), *bytes);
+    assert_eq!(pull(&origin, &registry, &digest, 1000).await.unwrap(), *bytes);
+    let asked = std::fs::read_to_string(&calls).unwrap();
+    let image = format!(r#""image":"{}/team/app""#, registry.host());
+    assert_eq!(asked.matches(&image).count(), 1, "asked once, by the repository's name: {asked}");
+
+    // Another repository is none of that provider's business.
+    let foreign = registry.put_blob("other/app", vec![7; 10]);
+    let repository = flotilla::oci::Repository { host: registry.host(), path: "other/app".into() };
+    origin.locate(&[repository], &foreign, 10).await.unwrap_err();
+
+    let auth = STANDARD.encode("cloud:token");
+    let filed = config_file(&dir, &format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, registry.host()));
+    assert_eq!(pull(&with(Some(filed)), &registry, &digest, 1000).await.unwrap(), *bytes);
+    assert_eq!(std::fs::read_to_string(&calls).unwrap(), asked, "docker's config has it");
 }
 
 /// Helpers are found through PATH, which no test may change for the others: this one runs itself once more with a

@@ -19,7 +19,7 @@ pub struct Tool {
     folder: &'static str,
     module: &'static str,
     version: &'static str,
-    /// Packages of the module, each becoming one program.
+    /// Packages of the module, each becoming one program; the module itself is "".
     packages: &'static [&'static str],
     /// A test binary instead of a program.
     test: bool,
@@ -110,6 +110,17 @@ pub const TOOLS: &[Tool] = &[
         version_variable: "",
         replace: nothing,
     },
+    Tool {
+        name: "the OCI conformance suite",
+        folder: "conformance-2026.08.31",
+        module: "github.com/opencontainers/distribution-spec/conformance",
+        version: "v0.0.0-20260831232431-97274622c111",
+        packages: &[""],
+        test: false,
+        tags: "",
+        version_variable: "",
+        replace: nothing,
+    },
 ];
 
 /// Built only when asked for: it takes a quarter of an hour.
@@ -153,8 +164,9 @@ pub fn build(tool: &Tool) -> Result<Outcome> {
 fn in_wrapper(tool: &Tool, work: &Path) -> Result<PathBuf> {
     let bin = work.join("bin");
     fs::create_dir_all(&bin).map_err(|error| format!("making {}: {error}", bin.display()))?;
+    let path = |package: &str| format!("{}/{package}", tool.module).trim_end_matches('/').to_owned();
     let imports: String =
-        tool.packages.iter().map(|package| format!("import _ \"{}/{package}\"\n", tool.module)).collect();
+        tool.packages.iter().map(|package| format!("import _ \"{}\"\n", path(package))).collect();
     fs::write(work.join("tools.go"), format!("//go:build tools\n\npackage tools\n\n{imports}"))
         .map_err(|error| error.to_string())?;
     quiet(go(work).args(["mod", "init", "example.test/wrap"]))?;
@@ -168,8 +180,9 @@ fn in_wrapper(tool: &Tool, work: &Path) -> Result<PathBuf> {
         let mut build = go(work);
         build.args(if tool.test { &["test", "-c"][..] } else { &["build"] });
         build.args(["-trimpath", "-ldflags", &flags, "-tags", tool.tags, "-o"]);
-        let name = Path::new(package).file_name().expect("a package has a name");
-        quiet(build.arg(bin.join(name)).arg(format!("{}/{package}", tool.module)))?;
+        let package = path(package);
+        let name = Path::new(&package).file_name().expect("a package has a name");
+        quiet(build.arg(bin.join(name)).arg(&package))?;
     }
     Ok(bin)
 }

@@ -1,0 +1,153 @@
+//! What an image consists of, for one platform: read through the same pulls as everything else, so that a crowd of
+//! nodes asks the registry for a manifest once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Errand, Parts, Place, PreheatError};
+use crate::{
+    oci::{self, Descriptor, Digest, Index, Manifest, Platform, Reference, Unhandled, layer_compression},
+    origin::{Asker, Kind, Origin, Passed},
+    pull::Want,
+};
+
+/// What is asked for: every manifest and every index.
+const MANIFESTS: &str = "application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.oci.image.index.v1+json";
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    pub digest: Digest,
+    /// Bytes of the document.
+    pub len: u64,
+    pub is_index: bool,
+}
+
+/// Asks the registry what `image` is: the one question that only it can answer.
+pub(super) async fn resolve(origin: &Origin, image: &Reference, asker: &Asker) -> Result<Root, PreheatError> {
+    fetch(origin, image, asker).await.map(|(root, _)| root)
+}
+
+/// What the registry has under a name, or under a digest.
+async fn fetch(origin: &Origin, image: &Reference, asker: &Asker) -> Result<(Root, Bytes), PreheatError> {
+    let (digest, media_type, bytes) = match asker {
+        Asker::Node => {
+            let document = origin.resolve(image).await.map_err(|source| unread(image, source))?;
+            (document.digest, document.media_type, document.bytes)
+        }
+        Asker::Client(_) | Asker::Lent(_) => {
+            let told = origin.pass_on(&question(image, asker)).await;
+            let told = told.map_err(|source| unread(image, source))?;
+            let digest = told.digest.unwrap_or_else(|| Digest::of(oci::Algorithm::Sha256, &told.bytes));
+            (digest, told.media_type.unwrap_or_default(), told.bytes)
+        }
+    };
+    let is_index = oci::is_index(&media_type);
+    if !is_index && !oci::is_manifest(&media_type) {
+        return Err(PreheatError::MediaType { image: image.to_string(), media_type });
+    }
+    Ok((Root { digest, len: bytes.len() as u64, is_index }, bytes))
+}
+
+fn question(image: &Reference, asker: &Asker) -> Passed {
+    let named = match (&image.digest, &image.tag) {
+        (Some(digest), _) => digest.to_string(),
+        (None, tag) => tag.clone().unwrap_or_else(|| "latest".to_owned()),
+    };
+    Passed {
+        repository: image.repository.clone(),
+        method: http::Method::GET,
+        path: format!("manifests/{named}"),
+        query: None,
+        accept: MANIFESTS.to_owned(),
+        asker: asker.clone(),
+        digest: image.digest.clone(),
+    }
+}
+
+fn unread(image: &Reference, source: crate::origin::OriginError) -> PreheatError {
+    PreheatError::Resolve { image: image.to_string(), source: Arc::new(source) }
+}
+
+/// The layers alone, for this machine's platform, as the registry itself tells them.
+pub(super) async fn layers(
+    origin: &Origin,
+    image: &Reference,
+    asker: &Asker,
+) -> Result<Vec<Want>, PreheatError> {
+    let (root, mut bytes) = fetch(origin, image, asker).await?;
+    let is_index = root.is_index;
+    let errand = Errand { image: image.clone(), root, platform: None, place: Place::Store };
+    if is_index {
+        let digest = in_index(&errand, &bytes)?.digest;
+        let named = Reference { repository: image.repository.clone(), tag: None, digest: Some(digest) };
+        bytes = fetch(origin, &named, asker).await?.1;
+    }
+    let manifest = Manifest::parse(&bytes).map_err(|source| unusable(&errand, "manifest", source))?;
+    let layers = manifest.layers.into_iter().filter(is_the_registrys);
+    Ok(layers.map(|layer| want(&errand, asker, Kind::Blob, (&layer.digest, layer.size))).collect())
+}
+
+/// The config and the layers of the image that the errand is about. Its manifests are in the store by then.
+pub(super) async fn blobs(parts: &Parts, errand: &Errand, asker: &Asker) -> Result<Vec<Want>, PreheatError> {
+    let Root { digest, len, is_index } = &errand.root;
+    let mut bytes = document(parts, errand, asker, (digest, *len)).await?;
+    if *is_index {
+        let manifest = in_index(errand, &bytes)?;
+        bytes = document(parts, errand, asker, (&manifest.digest, manifest.size)).await?;
+    }
+    let manifest = Manifest::parse(&bytes).map_err(|source| unusable(errand, "manifest", source))?;
+    let mut blobs: Vec<Want> = Vec::with_capacity(manifest.layers.len() + 1);
+    for blob in std::iter::once(manifest.config).chain(manifest.layers).filter(is_the_registrys) {
+        if !blobs.iter().any(|known| known.digest == blob.digest) {
+            blobs.push(want(errand, asker, Kind::Blob, (&blob.digest, blob.size)));
+        }
+    }
+    Ok(blobs)
+}
+
+/// The manifest of an index for the errand's platform, or for this machine's.
+fn in_index(errand: &Errand, bytes: &[u8]) -> Result<Descriptor, PreheatError> {
+    let index = Index::parse(bytes).map_err(|source| unusable(errand, "index", source))?;
+    let platform = errand.platform.clone().unwrap_or_else(Platform::own);
+    match index.manifest_for(&platform) {
+        Some(manifest) => Ok(manifest.clone()),
+        None => {
+            let (image, platform) = (errand.image.to_string(), platform.to_string());
+            Err(PreheatError::Platform { image, platform })
+        }
+    }
+}
+
+/// Foreign layers lie elsewhere, and whoever runs the image fetches them there.
+fn is_the_registrys(blob: &Descriptor) -> bool {
+    !matches!(layer_compression(&blob.media_type), Err(Unhandled::Foreign(_)))
+}
+
+async fn document(
+    parts: &Parts,
+    errand: &Errand,
+    asker: &Asker,
+    (digest, len): (&Digest, u64),
+) -> Result<Bytes, PreheatError> {
+    let want = want(errand, asker, Kind::Manifest, (digest, len));
+    parts.pulls.document(want).await.map_err(|source| PreheatError::Pull { source })
+}
+
+fn want(errand: &Errand, asker: &Asker, kind: Kind, (digest, len): (&Digest, u64)) -> Want {
+    Want {
+        digest: digest.clone(),
+        len,
+        origins: vec![errand.image.repository.clone()],
+        kind,
+        asker: asker.clone(),
+        image: Some(errand.image.to_string()),
+    }
+}
+
+fn unusable(errand: &Errand, what: &'static str, source: oci::DocumentError) -> PreheatError {
+    PreheatError::Document { what, image: errand.image.to_string(), source }
+}

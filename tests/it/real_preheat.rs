@@ -1,0 +1,118 @@
+//! `flotilla preheat` in a crowd of real daemons behind real containerds.
+
+use serde_json::Value;
+
+use crate::{
+    lab::{
+        Lab,
+        containerd::Programs,
+        node::Node,
+        story::{on_every_containerd, tell},
+    },
+    real_image::stored,
+    real_layers::counted,
+    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet},
+};
+
+on_every_containerd!(into_containerd);
+
+#[test]
+fn chosen_nodes_pull_to_their_stores() {
+    tell("1.6", into_the_store);
+}
+
+#[test]
+fn what_failed_is_named_by_node_and_reason() {
+    tell("1.6", failures);
+}
+
+/// `flotilla preheat --json`: the nodes' last lines and the summary, and whether all is well.
+fn preheat(node: &Node, arguments: &[&str]) -> (Vec<Value>, Value, bool) {
+    let mut command = node.daemon().unwrap().command(&["preheat", "--json"]);
+    let ended = command.args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let mut lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let summary = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&ended.stderr)));
+    let is_last = |line: &Value| matches!(line["node"]["state"].as_str(), Some("done" | "failed"));
+    lines.retain(is_last);
+    let mut nodes: Vec<Value> = lines.into_iter().map(|line| line["node"].clone()).collect();
+    nodes.sort_by_key(|node| node["node"].as_str().map(str::to_owned));
+    (nodes, summary["summary"].clone(), ended.status.success())
+}
+
+fn into_the_store(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/ahead:v1");
+    let name = lab.name("demo/ahead:v1");
+    let mut nodes = lab
+        .crowd_of(&containerd, 4, |plan| {
+            let zone = if plan.place().0 == "n4" { "\"b\"" } else { "\"a\"" };
+            plan.setting("node", "zone", zone)
+        })
+        .unwrap();
+    meet(&mut nodes);
+    let (chosen, all_well) = {
+        let (chosen, summary, all_well) = preheat(&nodes[0], &["--nodes", "zone=a+n*", &name]);
+        assert_eq!((&summary["nodes"], &summary["failed"]), (&3.into(), &0.into()), "{chosen:?}");
+        (chosen, all_well)
+    };
+    assert!(all_well);
+    let whole = layer_bytes(&image);
+    let names: Vec<&str> = chosen.iter().map(|node| node["node"].as_str().unwrap()).collect();
+    assert_eq!(names, ["n1", "n2", "n3"]);
+    for node in &chosen {
+        let bytes = &node["bytes"];
+        let sum: u64 = ["local", "peer", "origin"].iter().map(|from| bytes[from].as_u64().unwrap()).sum();
+        assert!(sum >= node["bytes_total"].as_u64().unwrap() && sum > whole, "{node}");
+    }
+    let (sent, by_containerd) = layers_sent(&lab.registry(), &image);
+    assert!(sent <= whole * 5 / 4 && by_containerd == 0, "{sent} of {whole}");
+    assert_eq!(bytes_from(&nodes[3], "peer") + bytes_from(&nodes[3], "origin"), 0, "n4 was not meant");
+
+    // Nothing leaves the registry for who was preheated, nor for containerd that asks for it now.
+    nodes[1].pull(&name).unwrap();
+    assert_eq!(layers_sent(&lab.registry(), &image), (sent, 0));
+    // For people: a line a change, and the sum.
+    let mut said = nodes[3].daemon().unwrap().command(&["preheat", "--nodes", "n4", &name]);
+    let said = String::from_utf8(said.output().unwrap().stdout).unwrap();
+    assert!(said.contains("n4 ") && said.ends_with("1 of 1 nodes have it\n"), "{said}");
+    assert_eq!(layers_sent(&lab.registry(), &image), (sent, 0));
+}
+
+fn into_containerd(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/ready:v1");
+    let name = lab.name("demo/ready:v1");
+    let mut nodes = lab.crowd(&containerd, 2).unwrap();
+    meet(&mut nodes);
+    let (told, summary, all_well) = preheat(&nodes[0], &["--into", "containerd", &name]);
+    assert!(all_well && summary["done"] == 2, "{told:?}");
+    let (sent, by_containerd) = layers_sent(&lab.registry(), &image);
+    assert!(sent <= layer_bytes(&image) * 5 / 4 && by_containerd == 0, "{sent}");
+    for node in &nodes {
+        assert!(node.is_complete(&name).unwrap(), "{}", node.name);
+        assert_eq!(counted(node.daemon().unwrap(), "intercepted"), 4.0);
+        assert!(stored(lab, node, &image) > 0);
+        let ran = node.run(&name, &["/bin/ls", "/noise"]).unwrap();
+        assert_eq!(ran.output.split_whitespace().collect::<Vec<_>>(), ["31", "32", "33"]);
+    }
+    assert_eq!(layers_sent(&lab.registry(), &image), (sent, 0), "a pod that comes later needs nothing");
+}
+
+fn failures(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/partly:v1");
+    let name = lab.name("demo/partly:v1");
+    let mut nodes = lab.crowd(&containerd, 3).unwrap();
+    meet(&mut nodes);
+    nodes[2].flotilla().kill().unwrap();
+    let (told, summary, all_well) = preheat(&nodes[0], &[&name]);
+    assert!(!all_well && summary["done"] == 2 && summary["failed"] == 1, "{told:?}");
+    assert_eq!((&told[2]["node"], &told[2]["state"]), (&"n3".into(), &"failed".into()));
+    assert!(told[2]["reason"].as_str().unwrap().contains("no daemon listens there"), "{}", told[2]);
+    assert!(layers_sent(&lab.registry(), &image).0 > 0);
+
+    let (told, _, all_well) = preheat(&nodes[0], &["--nodes", "n1,n2", "--platform", "linux/s390x", &name]);
+    // A manifest that is no index is for whatever it is for.
+    assert!(all_well, "{told:?}");
+    let (told, _, all_well) =
+        preheat(&nodes[0], &["--nodes", "n2", "--platform", "linux/s390x", "--into", "containerd", &name]);
+    assert!(!all_well && told[0]["reason"].as_str().unwrap().contains("s390x"), "{told:?}");
+}
