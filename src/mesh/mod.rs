@@ -16,6 +16,8 @@ mod member;
 mod rank;
 mod rate;
 mod seed;
+#[cfg(test)]
+mod swim;
 mod view;
 
 use std::{
