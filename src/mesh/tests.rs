@@ -60,6 +60,30 @@ impl Members for Answering {
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
     }
+
+    async fn swim(
+        &self,
+        request: tonic::Request<wire::SwimFrames>,
+    ) -> Result<tonic::Response<wire::SwimFrames>, Status> {
+        let answer = self.mesh.frames(request.into_inner(), &self.peer_name);
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    async fn compare(
+        &self,
+        request: tonic::Request<wire::CompareRequest>,
+    ) -> Result<tonic::Response<wire::CompareResponse>, Status> {
+        let answer = self.mesh.compare(request.get_ref());
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    async fn exchange(
+        &self,
+        request: tonic::Request<wire::ExchangeRequest>,
+    ) -> Result<tonic::Response<wire::ExchangeResponse>, Status> {
+        let answer = self.mesh.exchange(request.into_inner(), &self.peer_name);
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
 }
 
 struct Start<'a> {
@@ -215,7 +239,7 @@ async fn three_who_know_only_one_of_them_meet_and_rank_alike() {
     let a = Start::new(&ca, "a").up().await;
     let b = Start::new(&ca, "b").knowing(a.address).up().await;
     b.sees("a b").await;
-    // a introduces b, and b greets back whoever greets it.
+    // c hears of b from a, and b of c.
     let c = Start::new(&ca, "c").knowing(a.address).up().await;
     for node in [&a, &b, &c] {
         node.sees("a b c").await;
@@ -332,7 +356,7 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     let a = Start::new(&ca, "a").up().await;
     let stranger = Member { name: "s".into(), address: "s:1".into(), ..a.mesh.me() };
     let ask = |version, from: Member, certified| {
-        let request = wire::HelloRequest { version, from: Some(from.to_wire()), introduce: true };
+        let request = wire::HelloRequest { version, from: Some(from.to_wire()), revision: 0 };
         a.mesh.answer(request, certified).map(|answer| answer.member.unwrap().name)
     };
     assert_eq!(ask(9, stranger.clone(), "s"), Err(HelloError::Version { theirs: 9 }));
@@ -347,7 +371,8 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     assert!(
         matches!(ask(1, namesake, "a"), Err(HelloError::Refused(line)) if line.contains("also called `a`"))
     );
-    assert_eq!(a.mesh.hello(None, "s"), Err(HelloError::Member(MemberError::Absent)));
+    let nobody = wire::HelloRequest { version: wire::VERSION, from: None, revision: 0 };
+    assert_eq!(a.mesh.answer(nobody, "s"), Err(HelloError::Member(MemberError::Absent)));
     assert_eq!(ask(1, stranger, "s"), Ok("a".into()));
 }
 
@@ -416,7 +441,7 @@ async fn a_control_channel_outlives_its_connection() {
     let hello = async |channel: &Channel| {
         let mut client = wire::members_client::MembersClient::new(channel.clone());
         let from = Some(b.mesh.me().to_wire());
-        client.hello(wire::HelloRequest { version: wire::VERSION, from, introduce: false }).await
+        client.hello(wire::HelloRequest { version: wire::VERSION, from, revision: 0 }).await
     };
     assert!(hello(&channel).await.is_ok());
     let address = a.die().await;
@@ -454,7 +479,8 @@ async fn without_a_certificate_a_node_is_alone() {
     assert_eq!(mesh.rank(&crate::oci::Digest::of(Algorithm::Sha256, b"")), [mesh.me()]);
     assert!(matches!(mesh.control(&mesh.me()).await, Err(ConnectError::Closed)));
     let caller = Member { name: "x".into(), address: "x:1".into(), ..mesh.me() };
-    assert_eq!(mesh.hello(Some(caller), "x"), Err(HelloError::Closed));
+    let hello = wire::HelloRequest { version: wire::VERSION, from: Some(caller.to_wire()), revision: 0 };
+    assert_eq!(mesh.answer(hello, "x"), Err(HelloError::Closed));
     let stop = CancellationToken::new();
     stop.cancel();
     mesh.run(stop).await;

@@ -53,8 +53,10 @@ impl Agenda {
     pub(super) fn wake(&mut self, now: Instant) {
         let late = self.next().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         if late > LATE_MAX {
-            self.due =
-                std::mem::take(&mut self.due).into_iter().map(|((at, n), due)| ((at + late, n), due)).collect();
+            self.due = std::mem::take(&mut self.due)
+                .into_iter()
+                .map(|((at, n), due)| ((at + late, n), due))
+                .collect();
         }
     }
 }

@@ -67,8 +67,10 @@ impl Swim {
             return Err(CompareError::Parts(request.sums.len()));
         }
         let ours = self.comparison().sums;
-        let mut parts: HashMap<usize, Vec<u64>> =
-            (0..PARTS).filter(|&part| ours[part] != request.sums[part]).map(|part| (part, Vec::new())).collect();
+        let mut parts: HashMap<usize, Vec<u64>> = (0..PARTS)
+            .filter(|&part| ours[part] != request.sums[part])
+            .map(|part| (part, Vec::new()))
+            .collect();
         for life in self.shown() {
             if let Some(lives) = parts.get_mut(&part_of(life)) {
                 lives.push(life.fingerprint());
@@ -101,9 +103,9 @@ impl Swim {
             .collect();
         let known = self.foca.iter_members().map(update_to_wire).zip(self.active());
         let me = (update_to_wire(&foca::Member::alive(self.me().clone())), self.me());
-        let lacked = known.chain([me]).filter(|(_, life)| {
-            parts.contains(&part_of(life)) && !theirs.contains(&life.fingerprint())
-        });
+        let lacked = known
+            .chain([me])
+            .filter(|(_, life)| parts.contains(&part_of(life)) && !theirs.contains(&life.fingerprint()));
         let updates = down.iter().map(|known| update_to_wire(known)).chain(lacked.map(|(update, _)| update));
         let dead: HashSet<u64> = down.iter().map(|known| known.id().fingerprint()).collect();
         let wanted = theirs.iter().filter(|print| !ours.contains(print) && !dead.contains(print)).copied();
@@ -135,9 +137,9 @@ impl Swim {
         let against = told.iter().filter_map(|update| self.contradiction(update));
         updates.extend(against.map(|known| update_to_wire(&known)));
         updates.truncate(EXCHANGE_MAX);
-        let by_member = self.known(key_of(caller)).is_some_and(|known| {
-            known.id().name() == caller && known.state() != State::Down
-        });
+        let by_member = self
+            .known(key_of(caller))
+            .is_some_and(|known| known.id().name() == caller && known.state() != State::Down);
         if by_member {
             let broadcast = told.len() <= NEWS_MAX;
             self.hear_updates(told, broadcast, now);

@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use foca::{OwnedNotification, State, Timer};
 
-use super::{
-    Action, Change, Due, Frame, FrameError, Gone, Life, MEMBERS_MAX, LEFT, Swim, UNKNOWN, pace,
-};
+use super::{Action, Change, Due, Frame, FrameError, Gone, LEFT, Life, MEMBERS_MAX, Swim, UNKNOWN, pace};
 
 /// What a frame's sender is to us.
 enum Standing {
@@ -67,12 +65,7 @@ impl Swim {
     }
 
     /// What others say of others, as far as it may be believed.
-    pub(super) fn hear_updates(
-        &mut self,
-        updates: Vec<foca::Member<Life>>,
-        broadcast: bool,
-        now: Instant,
-    ) {
+    pub(super) fn hear_updates(&mut self, updates: Vec<foca::Member<Life>>, broadcast: bool, now: Instant) {
         let mut believed = Vec::with_capacity(updates.len());
         for update in updates {
             if self.may_believe(&update, believed.len(), now) {

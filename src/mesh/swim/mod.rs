@@ -38,12 +38,6 @@ use bytes::Bytes;
 use foca::{Foca, NoCustomBroadcast, State, Timer};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-pub(in crate::mesh) use self::{
-    contacts::Contact,
-    frame::FRAME_LEN_MAX,
-    life::Life,
-};
-pub use self::{compare::CompareError, frame::FrameError};
 use self::{
     agenda::{Agenda, Due},
     checks::Checks,
@@ -51,6 +45,8 @@ use self::{
     frame::{Codec, Frame},
     outbox::Outbox,
 };
+pub use self::{compare::CompareError, frame::FrameError};
+pub(in crate::mesh) use self::{contacts::Contact, life::Life};
 use crate::mesh::{Member, MemberState};
 
 /// Members at a time, those that are down included: 10,000 and as many again that have come and gone within
@@ -259,9 +255,11 @@ impl Swim {
         let known = self.foca.iter_membership_state();
         let mut all: Vec<_> = known.map(|known| (known.id().member().clone(), state(known))).collect();
         let news = self.checks.iter().filter(|(life, _)| self.known(life.key()).is_none());
-        all.extend(news.map(|(life, reason)| {
-            (life.member().clone(), reason.map_or(MemberState::Joining, unreachable))
-        }));
+        all.extend(
+            news.map(|(life, reason)| {
+                (life.member().clone(), reason.map_or(MemberState::Joining, unreachable))
+            }),
+        );
         // A contact may not have been asked since the member behind it has called here by itself.
         let told: BTreeSet<String> = all.iter().map(|(member, _)| member.address.clone()).collect();
         let silent = self.contacts.silent().filter(|(address, _)| !told.contains(*address));
@@ -291,6 +289,11 @@ impl Swim {
 
     pub(in crate::mesh) fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
+    }
+
+    /// Takes those that `is_taken` says.
+    pub(in crate::mesh) fn take_actions_if(&mut self, mut is_taken: impl FnMut(&Action) -> bool) {
+        self.actions.retain(|action| !is_taken(action));
     }
 
     pub(in crate::mesh) fn take_changes(&mut self) -> Vec<Change> {
@@ -328,7 +331,9 @@ impl Swim {
             }
             Due::Confirm { life, incarnation } => {
                 let suspected = |known: &foca::Member<Life>| {
-                    *known.id() == life && known.state() == State::Suspect && known.incarnation() == incarnation
+                    *known.id() == life
+                        && known.state() == State::Suspect
+                        && known.incarnation() == incarnation
                 };
                 if self.known(life.key()).is_some_and(suspected) {
                     self.apply([foca::Member::new(life, incarnation, State::Down)], true, now);
@@ -435,7 +440,11 @@ impl Swim {
     fn any(&mut self, fits: impl Fn(&foca::Member<Life>) -> bool) -> Option<Life> {
         let count = self.foca.iter_membership_state().filter(|known| fits(known)).count();
         let chosen = (count > 0).then(|| self.rng.random_range(0..count))?;
-        self.foca.iter_membership_state().filter(|known| fits(known)).nth(chosen).map(|known| known.id().clone())
+        self.foca
+            .iter_membership_state()
+            .filter(|known| fits(known))
+            .nth(chosen)
+            .map(|known| known.id().clone())
     }
 
     /// Tells once for each pair; forgotten all at once, so that a churn of names cannot fill memory.

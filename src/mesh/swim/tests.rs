@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::*;
+use super::{frame::FRAME_LEN_MAX, *};
 use crate::{mesh::Role, wire::mesh as wire};
 
 fn life(name: &str, generation: u64, revision: u32) -> Life {
@@ -60,7 +60,8 @@ fn who_calls_is_a_member_once_it_has_answered_at_its_own_address() {
     assert_eq!(names(&a), ["a"]);
     assert_eq!(a.all()[1].1, MemberState::Joining);
     // A frame does not make it one either.
-    a.frame("b", &frame(&b, a.me(), foca::Message::Ping(1), &[foca::Member::alive(life("c", 1, 0))]), now).unwrap();
+    a.frame("b", &frame(&b, a.me(), foca::Message::Ping(1), &[foca::Member::alive(life("c", 1, 0))]), now)
+        .unwrap();
     assert_eq!(names(&a), ["a"]);
     meet(&mut a, &b, now);
     assert_eq!(names(&a), ["a", "b"]);

@@ -70,7 +70,13 @@ struct Sim {
 fn member(number: usize, generation: u64) -> Member {
     let [_, a, b, c] = u32::try_from(number).expect("thousands").to_be_bytes();
     let address = format!("10.{a}.{b}.{c}:7442");
-    Member { name: format!("node-{number}"), address, zone: Some("rack-7".into()), generation, role: Role::Peer }
+    Member {
+        name: format!("node-{number}"),
+        address,
+        zone: Some("rack-7".into()),
+        generation,
+        role: Role::Peer,
+    }
 }
 
 impl Sim {
@@ -146,9 +152,12 @@ impl Sim {
     /// Whether it came true before the end; looked at ten times a second.
     fn run_until(&mut self, end: Instant, mut done: impl FnMut(&Self) -> bool) -> bool {
         let mut look_at = self.now;
-        while let Some(((at, _), (to, message))) = self.queue.first_key_value().map(|(key, _)| *key).and_then(
-            |key| (key.0 <= end).then(|| (key, self.queue.remove(&key).expect("just seen"))),
-        ) {
+        while let Some(((at, _), (to, message))) = self
+            .queue
+            .first_key_value()
+            .map(|(key, _)| *key)
+            .and_then(|key| (key.0 <= end).then(|| (key, self.queue.remove(&key).expect("just seen"))))
+        {
             if at >= look_at {
                 if done(self) {
                     return true;

@@ -21,14 +21,37 @@ pub(super) enum Message {
     Start,
     /// What a call of its own came to.
     Outcome(Event),
-    Frame { from: usize, to: Life, frame: Bytes },
+    Frame {
+        from: usize,
+        to: Life,
+        frame: Bytes,
+    },
     /// Of a node that it called.
-    Answer { from: usize, frame: Bytes },
-    Hello { from: usize, life: Life, target: Target },
-    Compare { from: usize, sums: wire::CompareRequest },
-    Parts { from: usize, parts: wire::CompareResponse },
-    Exchange { from: usize, request: wire::ExchangeRequest },
-    Exchanged { from: usize, answer: wire::ExchangeResponse },
+    Answer {
+        from: usize,
+        frame: Bytes,
+    },
+    Hello {
+        from: usize,
+        life: Life,
+        target: Target,
+    },
+    Compare {
+        from: usize,
+        sums: wire::CompareRequest,
+    },
+    Parts {
+        from: usize,
+        parts: wire::CompareResponse,
+    },
+    Exchange {
+        from: usize,
+        request: wire::ExchangeRequest,
+    },
+    Exchanged {
+        from: usize,
+        answer: wire::ExchangeResponse,
+    },
 }
 
 impl Sim {
@@ -123,7 +146,12 @@ impl Sim {
             Message::Parts { from, parts } => {
                 let request = self.nodes[number].swim.compared(&parts).expect("a valid answer");
                 if let Some(request) = request {
-                    self.call(number, from, request.encoded_len(), Message::Exchange { from: number, request });
+                    self.call(
+                        number,
+                        from,
+                        request.encoded_len(),
+                        Message::Exchange { from: number, request },
+                    );
                 }
             }
             Message::Exchange { from, request } => {
@@ -157,9 +185,7 @@ impl Sim {
         let now = self.now;
         let answer = self.nodes[number].swim.called(life, now);
         let outcome = match answer {
-            Err(refusal) => {
-                Event::Failed { target, reason: refusal.to_string(), is_final: true }
-            }
+            Err(refusal) => Event::Failed { target, reason: refusal.to_string(), is_final: true },
             Ok(()) => Event::Answered { target, life: self.nodes[number].swim.me().clone() },
         };
         if self.is_lost() {

@@ -188,7 +188,10 @@ fn half_of_them_gone_at_once_are_missed_and_nobody_else() {
         sim.nodes[number].fault = Fault::Silent;
     }
     let missed = sim.run_until(ends(&sim, SECOND * 90), Sim::is_complete);
-    println!("30 of 60 members gone at once are missed by all after {:.1} s", sim.elapsed().as_secs_f64() - 3.0);
+    println!(
+        "30 of 60 members gone at once are missed by all after {:.1} s",
+        sim.elapsed().as_secs_f64() - 3.0
+    );
     assert!(missed);
     assert_eq!(sim.figures.false_downs, 0);
 }
@@ -205,7 +208,10 @@ fn whoever_has_missed_the_news_hears_it_when_views_are_compared() {
     sim.figures.mark(now);
     let complete = sim.run_until(ends(&sim, SECOND * 30), Sim::is_complete);
     let travelled = sim.figures.exchanged;
-    println!("10 unknown of 50: complete after {:.1} s, {travelled} members travelled", sim.elapsed().as_secs_f64());
+    println!(
+        "10 unknown of 50: complete after {:.1} s, {travelled} members travelled",
+        sim.elapsed().as_secs_f64()
+    );
     assert!(complete && travelled <= 20, "{travelled}");
 }
 
