@@ -32,7 +32,7 @@ const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(10);
 /// would only hold sockets on the other side.
 const IDLE_MAX: usize = 8;
 /// Members to whom connections are kept. Up to so many, each probe finds one; in a larger mesh most probes
-/// dial, and a node has no more sockets than these and its pulls'. 60 KiB each, at both ends.
+/// dial, and a node has no more sockets than these and its pulls'.
 const KEPT_MAX: usize = 128;
 /// Longer than the pauses within a pull, shorter than the 90 s and more after which firewalls forget.
 const IDLE_FOR_MAX: Duration = Duration::from_secs(60);

@@ -33,7 +33,10 @@ struct Node {
     mesh: Mesh,
     address: SocketAddr,
     door: Arc<Door>,
+    /// Ends it with good-bye.
     stop: CancellationToken,
+    /// Ends it as kill -9 does.
+    kill: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -119,13 +122,14 @@ impl<'a> Start<'a> {
             download_rate: None,
         };
         let mesh = Mesh::new(settings, Some(self.identity.clone()), self.generation);
-        let (stop, tasks, door) = (CancellationToken::new(), TaskTracker::new(), Arc::<Door>::default());
+        let (tasks, door) = (TaskTracker::new(), Arc::<Door>::default());
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let serving = serve(listener, self.identity, mesh.clone(), door.clone(), tasks.clone());
-        let stopped = stop.clone();
-        tasks.spawn(async move { stopped.run_until_cancelled(serving).await });
-        let (running, stopped) = (mesh.clone(), stop.clone());
-        tasks.spawn(async move { running.run(stopped).await });
-        Node { mesh, address, door, stop, tasks }
+        let killed = kill.clone();
+        tasks.spawn(async move { killed.run_until_cancelled(serving).await });
+        let (running, stopped, killed) = (mesh.clone(), stop.clone(), kill.clone());
+        tasks.spawn(async move { killed.run_until_cancelled(running.run(stopped)).await });
+        Node { mesh, address, door, stop, kill, tasks }
     }
 }
 
@@ -193,7 +197,7 @@ impl Node {
 
     /// The listener and every connection close, as with kill -9.
     async fn die(self) -> SocketAddr {
-        self.stop.cancel();
+        self.kill.cancel();
         self.tasks.close();
         self.tasks.wait().await;
         self.address
@@ -268,6 +272,37 @@ async fn one_who_dies_is_noticed_and_welcome_when_it_is_back() {
     assert_eq!(a.mesh.members()[1].generation, 2);
     assert_ne!(a.mesh.members()[1], old);
     b.sees("a b").await;
+}
+
+#[tokio::test]
+async fn one_who_leaves_says_so() {
+    let ca = Ca::new("ca");
+    let a = Start::new(&ca, "a").up().await;
+    let b = Start::new(&ca, "b").knowing(a.address).up().await;
+    a.sees("a b").await;
+    b.sees("a b").await;
+    b.stop.cancel();
+    a.sees("a").await;
+    assert_eq!(a.trouble().await, "it left");
+}
+
+#[tokio::test]
+async fn frames_are_taken_from_whom_the_certificate_names_only() {
+    let ca = Ca::new("ca");
+    let a = Start::new(&ca, "a").up().await;
+    let b = Start::new(&ca, "b").knowing(a.address).up().await;
+    let c = Start::new(&ca, "c").knowing(a.address).up().await;
+    for node in [&a, &b, &c] {
+        node.sees("a b c").await;
+    }
+    // c tells news in the name of b.
+    let frames = b.mesh.shared.swim.lock().gossip();
+    assert!(!frames.is_empty());
+    let channel = c.mesh.control(&a.mesh.me()).await.unwrap();
+    let mut client = wire::members_client::MembersClient::new(channel);
+    let refused = client.swim(wire::SwimFrames { frames }).await.unwrap_err();
+    assert!(refused.message().contains("comes from `b` and the certificate names `c`"), "{refused:?}");
+    assert_eq!(a.names(), "a b c");
 }
 
 #[tokio::test]

@@ -55,9 +55,9 @@ impl Members for Caller {
 
     async fn swim(&self, request: Request<wire::SwimFrames>) -> Result<Response<wire::SwimFrames>, Status> {
         let answer = self.door.parts.mesh.frames(request.into_inner(), &self.name);
-        answer.map(Response::new).map_err(|error| match error {
-            FrameError::Name { .. } => Status::permission_denied(error.to_string()),
-            error => Status::invalid_argument(error.to_string()),
+        answer.map(Response::new).map_err(|error| match matches!(error, FrameError::Name { .. }) {
+            true => Status::permission_denied(error.to_string()),
+            false => Status::invalid_argument(error.to_string()),
         })
     }
 

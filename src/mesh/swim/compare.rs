@@ -101,12 +101,10 @@ impl Swim {
         let down: Vec<&foca::Member<Life>> = known
             .filter(|known| known.state() == State::Down && theirs.contains(&known.id().fingerprint()))
             .collect();
-        let known = self.foca.iter_members().map(update_to_wire).zip(self.active());
-        let me = (update_to_wire(&foca::Member::alive(self.me().clone())), self.me());
-        let lacked = known
-            .chain([me])
-            .filter(|(_, life)| parts.contains(&part_of(life)) && !theirs.contains(&life.fingerprint()));
-        let updates = down.iter().map(|known| update_to_wire(known)).chain(lacked.map(|(update, _)| update));
+        let lacked = |life: &Life| parts.contains(&part_of(life)) && !theirs.contains(&life.fingerprint());
+        let known = self.foca.iter_members().filter(|known| lacked(known.id())).map(update_to_wire);
+        let me = lacked(self.me()).then(|| update_to_wire(&foca::Member::alive(self.me().clone())));
+        let updates = down.iter().map(|known| update_to_wire(known)).chain(me).chain(known);
         let dead: HashSet<u64> = down.iter().map(|known| known.id().fingerprint()).collect();
         let wanted = theirs.iter().filter(|print| !ours.contains(print) && !dead.contains(print)).copied();
         let request = wire::ExchangeRequest {

@@ -22,6 +22,9 @@ impl Swim {
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), FrameError> {
+        if self.has_left {
+            return Ok(());
+        }
         let Frame { head, head_len, updates } = Frame::decode(bytes)?;
         let from = head.src;
         if from.name() != certified || from.name() == self.me().name() {

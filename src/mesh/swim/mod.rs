@@ -22,12 +22,14 @@ mod agenda;
 mod checks;
 mod compare;
 mod contacts;
+mod due;
 mod event;
 mod frame;
 mod hear;
 mod life;
 mod outbox;
 mod pace;
+mod renew;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,15 +37,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use foca::{Foca, NoCustomBroadcast, State, Timer};
+use foca::{Foca, NoCustomBroadcast, State};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use self::{
     agenda::{Agenda, Due},
     checks::Checks,
     contacts::Contacts,
+    due::REVIVE_EVERY,
     frame::{Codec, Frame},
     outbox::Outbox,
+    renew::Renewal,
 };
 pub use self::{compare::CompareError, frame::FrameError};
 pub(in crate::mesh) use self::{contacts::Contact, life::Life};
@@ -57,18 +61,8 @@ pub(in crate::mesh) const MEMBERS_MAX: usize = 16_384;
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// Who does not answer is asked again at least this often: a node that comes back calls by itself.
 const RETRY_EVERY_MAX: Duration = Duration::from_secs(30);
-/// As often one of those who are down is asked whether it is, so that a mesh that was cut in two becomes one.
-const REVIVE_EVERY: Duration = Duration::from_secs(30);
-/// Views are compared as often with somebody, when all is quiet.
-const COMPARE_EVERY_MAX: Duration = Duration::from_secs(30);
 /// And so soon at first: when a whole cluster starts, much is missed at once.
 const COMPARE_AFTER: Duration = Duration::from_secs(1);
-/// After a minute without one a new life begins at once; within it, after a second and ever later. Two nodes of
-/// one name would else bury each other as fast as frames travel.
-const RENEWAL_QUIET: Duration = Duration::from_secs(60);
-const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
-const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(30);
-
 /// Whom to greet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::mesh) enum Target {
@@ -148,16 +142,6 @@ struct Gone {
     since: Instant,
     reason: String,
     has_left: bool,
-}
-
-/// When this node begins its next life.
-#[derive(Debug, Default)]
-struct Renewal {
-    is_due: bool,
-    last: Option<Instant>,
-    pause: Duration,
-    /// The generation of a life of this node that somebody knows, and that the next one is to outdo.
-    outdo: u64,
 }
 
 /// The members, as this node sees them.
@@ -309,115 +293,16 @@ impl Swim {
         self.settle(told, now);
     }
 
-    fn next_greeting(&mut self, now: Instant) -> Option<Target> {
-        if let Some(life) = self.checks.due(now) {
-            return Some(Target::Member(life));
-        }
-        let (foca, checks) = (&self.foca, &self.checks);
-        let here = |text: &str| {
-            let mut members = foca.iter_members().map(foca::Member::id);
-            members.any(|life| {
-                (life.name() == text || life.member().address == text) && checks.reason(life).is_none()
-            })
-        };
-        self.contacts.due(now, here).map(Target::Contact)
-    }
-
-    fn act(&mut self, due: Due, now: Instant) {
-        match due {
-            Due::Foca(timer) => {
-                let handled = self.foca.handle_timer(timer, &mut self.outbox);
-                self.settle(handled, now);
-            }
-            Due::Confirm { life, incarnation } => {
-                let suspected = |known: &foca::Member<Life>| {
-                    *known.id() == life
-                        && known.state() == State::Suspect
-                        && known.incarnation() == incarnation
-                };
-                if self.known(life.key()).is_some_and(suspected) {
-                    self.apply([foca::Member::new(life, incarnation, State::Down)], true, now);
-                }
-            }
-            Due::Renew => self.renew(now),
-            Due::Compare => {
-                let pause = self.compare_after.mul_f64(self.rng.random_range(0.75..1.25));
-                self.compare_after = (self.compare_after * 2).min(COMPARE_EVERY_MAX);
-                self.agenda.add(now + pause, Due::Compare);
-                let with = self.any(|known| known.state() != State::Down);
-                self.actions.extend(with.map(|with| Action::Compare { with }));
-            }
-            Due::Revive => {
-                self.agenda.add(now + REVIVE_EVERY.mul_f64(self.rng.random_range(0.75..1.25)), Due::Revive);
-                self.sweep(now);
-                let stayed = |key| self.gone.get(&key).is_some_and(|gone: &Gone| !gone.has_left);
-                let keys: BTreeSet<u64> = self.gone.keys().copied().filter(|key| stayed(*key)).collect();
-                let one = self.any(|known| known.state() == State::Down && keys.contains(&known.id().key()));
-                self.actions.extend(one.map(|life| Action::Greet(Target::Member(life))));
-            }
-        }
-    }
-
-    /// Notes since when who is down, and forgets whoever has been for too long.
-    fn sweep(&mut self, now: Instant) {
-        let is_down = |known: &&foca::Member<Life>| known.state() == State::Down;
-        let down: Vec<Life> =
-            self.foca.iter_membership_state().filter(is_down).map(|known| known.id().clone()).collect();
-        let keys: BTreeSet<u64> = down.iter().map(Life::key).collect();
-        self.gone.retain(|key, _| keys.contains(key));
-        for life in down {
-            let unknown = || Gone { since: now, reason: UNKNOWN.to_owned(), has_left: false };
-            let gone = self.gone.entry(life.key()).or_insert_with(unknown);
-            if now.duration_since(gone.since) >= FORGET_AFTER {
-                self.changes.push(Change::Forgotten(life.member().clone()));
-                self.remove(life);
-            }
-        }
-        let forgotten = self.checks.forget(now);
-        self.changes.extend(forgotten.iter().map(|life| Change::Forgotten(life.member().clone())));
-    }
-
-    fn remove(&mut self, down: Life) {
-        self.gone.remove(&down.key());
-        if let Err(error) = self.foca.handle_timer(Timer::RemoveDown(down), &mut self.outbox) {
-            tracing::debug!("foca: {error}");
-        }
-    }
-
-    fn renew(&mut self, now: Instant) {
-        self.renewal.is_due = false;
-        self.renewal.last = Some(now);
-        let me = self.me();
-        let next = match me.member().generation > self.renewal.outdo {
-            true => me.next(),
-            false => {
-                let generation = self.renewal.outdo.saturating_add(1);
-                Life::new(Member { generation, ..me.member().clone() }, 0)
-            }
-        };
-        self.become_life(next, now);
-    }
-
-    fn become_life(&mut self, life: Life, now: Instant) {
-        let changed = self.foca.change_identity(life, &mut self.outbox);
-        // foca probes nobody under a new identity before it has applied something.
-        let applied =
-            changed.and_then(|()| self.foca.apply_many(std::iter::empty(), false, &mut self.outbox));
-        self.settle(applied, now);
-    }
-
-    /// A new life is due; not at once if the last one is young.
-    fn plan_renewal(&mut self, now: Instant) {
-        if self.renewal.is_due || self.has_left {
-            return;
-        }
-        let quiet = self.renewal.last.is_none_or(|at| now.duration_since(at) > RENEWAL_QUIET);
-        self.renewal.pause = match quiet {
-            true => Duration::ZERO,
-            false => (self.renewal.pause * 2).clamp(RENEWAL_PAUSE, RENEWAL_PAUSE_MAX),
-        };
-        self.renewal.is_due = true;
-        self.agenda.add(now + self.renewal.pause, Due::Renew);
+    /// Frames of news, and nothing else done.
+    #[cfg(test)]
+    pub(in crate::mesh) fn gossip(&mut self) -> Vec<Vec<u8>> {
+        let before = std::mem::take(&mut self.outbox);
+        self.foca.gossip(&mut self.outbox).expect("gossip is encoded");
+        std::mem::replace(&mut self.outbox, before)
+            .frames
+            .into_iter()
+            .map(|(_, frame)| frame.into())
+            .collect()
     }
 
     fn known(&self, key: u64) -> Option<&foca::Member<Life>> {
@@ -480,6 +365,7 @@ fn nameless(address: &str) -> Member {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "figures of a simulation")]
 mod sim;
 #[cfg(test)]
 mod tests;

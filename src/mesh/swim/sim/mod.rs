@@ -180,15 +180,7 @@ impl Sim {
             self.put(until - self.now, number, message);
             return;
         }
-        match message {
-            Message::Wake => {
-                let node = &mut self.nodes[number];
-                node.wakes_at = None;
-                node.swim.poll(ROOM, self.now);
-            }
-            Message::Start => self.seed_contacts(number),
-            call => self.hear(number, call),
-        }
+        self.hear(number, message);
         self.after(number);
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use rand::RngExt;
 
-use super::{CALL_MAX, Fault, Sim};
+use super::{CALL_MAX, Fault, ROOM, Sim};
 use crate::{
     mesh::swim::{Action, Event, Life, Target},
     wire::mesh as wire,
@@ -131,7 +131,12 @@ impl Sim {
     pub(super) fn hear(&mut self, number: usize, message: Message) {
         let now = self.now;
         match message {
-            Message::Wake | Message::Start => {}
+            Message::Wake => {
+                let node = &mut self.nodes[number];
+                node.wakes_at = None;
+                node.swim.poll(ROOM, now);
+            }
+            Message::Start => self.seed_contacts(number),
             Message::Outcome(event) => self.nodes[number].swim.apply_event(event, now),
             Message::Frame { from, frame, .. } => self.hear_frame(number, from, &frame),
             Message::Answer { from, frame } => {
@@ -172,11 +177,13 @@ impl Sim {
         let name = self.nodes[from].name.clone();
         self.nodes[number].swim.frame(&name, frame, self.now).expect("members send valid frames");
         for action in self.nodes[number].swim.take_actions() {
-            match action {
-                Action::Send { to, frame } if to.name() == name => {
-                    self.answer(number, from, frame.len(), Message::Answer { from: number, frame });
-                }
-                other => self.act(number, other),
+            if let Action::Send { to, frame } = &action
+                && to.name() == name
+            {
+                let answer = Message::Answer { from: number, frame: frame.clone() };
+                self.answer(number, from, frame.len(), answer);
+            } else {
+                self.act(number, action);
             }
         }
     }

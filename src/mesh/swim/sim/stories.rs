@@ -23,13 +23,14 @@ fn life_of(mut sim: Sim, count: usize, rest: Duration, fault: Fault) {
     let complete_after = sim.elapsed();
     assert!(complete, "{count}: views are not complete after {complete_after:?}");
     // Until the news has been told often enough.
-    sim.run_for(SECOND * 20);
+    sim.run_for(SECOND * 10);
     sim.figures.mark(sim.now);
     sim.run_for(rest);
     let (mean, most) = sim.figures.rate(sim.now);
     let dials = sim.figures.dials as f64 / rest.as_secs_f64() / count as f64;
     sim.kill(count / 2, fault);
-    sim.run_for(detection_max(count) + SECOND * 10);
+    let all_know = |sim: &Sim| sim.figures.noticed_by(1.0, count - 1).is_some();
+    sim.run_until(ends(&sim, detection_max(count)), all_know);
     let noticed = |share| sim.figures.noticed_by(share, count - 1);
     let seconds = |time: Option<Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64());
     println!(
@@ -45,7 +46,7 @@ fn life_of(mut sim: Sim, count: usize, rest: Duration, fault: Fault) {
     assert_eq!(sim.figures.false_downs, 0, "{count}");
     assert!(mean <= IDLE_MAX, "{count}: {mean} B/s");
     assert!(noticed(1.0).is_some_and(|time| time <= detection_max(count)), "{count}: {:?}", noticed(1.0));
-    assert!(sim.is_complete(), "{count}");
+    assert!(sim.run_until(ends(&sim, SECOND * 10), Sim::is_complete), "{count}");
 }
 
 #[test]
