@@ -31,12 +31,15 @@ const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(10);
 /// Connections kept idle to one member. A node reads at most a few pieces at a time from one member; more
 /// would only hold sockets on the other side.
 const IDLE_MAX: usize = 8;
+/// Members to whom connections are kept. Up to so many, each probe finds one; in a larger mesh most probes
+/// dial, and a node has no more sockets than these and its pulls'.
+const KEPT_MAX: usize = 128;
 /// Longer than the pauses within a pull, shorter than the 90 s and more after which firewalls forget.
 const IDLE_FOR_MAX: Duration = Duration::from_secs(60);
 /// A response head of another member is a status line and a few headers.
 const RESPONSE_HEAD_LEN_MAX: usize = 16 * 1024;
-/// A silent h2 connection is asked this often, and is dead after as long again: twice as patient as the
-/// greetings, which are what decides.
+/// An h2 connection with a request under way is asked this often, and is dead after as long again. One without
+/// is not: a hundred connections would say more than the membership, which decides.
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// Why a member did not answer a GET.
@@ -69,6 +72,7 @@ struct Kept {
 /// What we keep to one daemon of one member.
 struct Lines {
     generation: u64,
+    used_at: Mutex<Instant>,
     channel: Mutex<Arc<OnceCell<Channel>>>,
     kept: Mutex<Vec<Kept>>,
 }
@@ -183,10 +187,16 @@ impl Connections {
     fn lines_to(&self, to: &Member) -> Arc<Lines> {
         let mut all = self.lines.lock();
         match all.get(&to.name) {
-            Some(lines) if lines.generation == to.generation => lines.clone(),
+            Some(lines) if lines.generation == to.generation => {
+                *lines.used_at.lock() = Instant::now();
+                lines.clone()
+            }
             // Somebody still asks for a daemon that has been replaced: not kept.
             Some(lines) if lines.generation > to.generation => Arc::new(Lines::new(to.generation)),
             Some(_) | None => {
+                if all.len() >= KEPT_MAX && !all.contains_key(&to.name) {
+                    drop_oldest(&mut all);
+                }
                 let lines = Arc::new(Lines::new(to.generation));
                 all.insert(to.name.clone(), lines.clone());
                 lines
@@ -195,12 +205,23 @@ impl Connections {
     }
 }
 
+/// Drops what leads to the member that was asked longest ago. Whoever still reads from it, goes on.
+fn drop_oldest(all: &mut HashMap<String, Arc<Lines>>) {
+    let oldest = all.iter().min_by_key(|(_, lines)| *lines.used_at.lock()).map(|(name, _)| name.clone());
+    oldest.into_iter().for_each(|name| drop(all.remove(&name)));
+}
+
 /// A piece is read in chunks of this size at most; hyper grows its buffer towards it.
 const MIN_READ_BUFFER_LEN: usize = 512 * 1024;
 
 impl Lines {
     fn new(generation: u64) -> Self {
-        Self { generation, channel: Mutex::default(), kept: Mutex::default() }
+        Self {
+            generation,
+            used_at: Mutex::new(Instant::now()),
+            channel: Mutex::default(),
+            kept: Mutex::default(),
+        }
     }
 
     /// A connection that is idle, the one used last first, so that the others can go cold and be dropped.
@@ -289,5 +310,5 @@ fn endpoint() -> Endpoint {
     Endpoint::from_static("http://member.flotilla")
         .http2_keep_alive_interval(H2_KEEP_ALIVE)
         .keep_alive_timeout(H2_KEEP_ALIVE)
-        .keep_alive_while_idle(true)
+        .keep_alive_while_idle(false)
 }

@@ -1,22 +1,26 @@
 //! Who is here, where a digest is tracked, and the connections to other members.
 //!
 //! ```text
-//!   seeds ──▶ greet (I/O loop) ──events──▶ view (decisions) ──changes──▶ logs, changed(), connections
-//!                  │                          ▲
-//!                  ▼                          └── hello(): somebody greets us, through the mesh door
-//!            connections: per member one h2 channel and a few HTTP/1.1 connections, all mutual TLS
+//!   seeds ──▶ resolve ──▶ swim (decisions) ──changes──▶ tell (logs), changed(), connections
+//!                          │  ▲      ▲
+//!                actions   ▼  │      └── frame(), compare(), exchange(), answer(): through the mesh door
+//!                 shell, hello (I/O) ──▶ connections: per member one h2 channel and a few HTTP/1.1
+//!                                        connections, all mutual TLS
 //! ```
-//! [`Mesh::run`] is the one task; it owns every greeting under way. The view is behind one lock that is
-//! held only for a decision. Without an identity there is no mesh: this node is alone and dials nobody.
+//! [`Mesh::run`] is the one task; it owns every call under way. The membership is behind one lock that is held
+//! only for a decision. Without an identity there is no mesh: this node is alone and dials nobody.
 
 mod connect;
 mod dial;
-mod greet;
+mod hello;
 mod member;
 mod rank;
 mod rate;
+mod resolve;
 mod seed;
-mod view;
+mod shell;
+mod swim;
+mod tell;
 
 use std::{
     net::SocketAddr,
@@ -31,15 +35,17 @@ use tonic::transport::Channel;
 
 pub use connect::GetError;
 pub use dial::ConnectError;
-pub use greet::HELLO_LEN_MAX;
+pub use hello::HELLO_LEN_MAX;
 pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
 pub use rank::hrw_rank;
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
+pub use shell::MESSAGE_LEN_MAX;
+pub use swim::{CompareError, FrameError};
 
 use self::{
     connect::Connections,
-    view::{Change, Event, Refusal, View},
+    swim::{Action, Change, Event, Life, Refusal, Swim},
 };
 use crate::{identity::Identity, oci::Digest, wire::mesh as wire};
 
@@ -96,16 +102,16 @@ pub struct Mesh {
 
 struct Shared {
     settings: Settings,
-    view: Mutex<View>,
+    swim: Mutex<Swim>,
     /// Where the door listens.
     listen: Mutex<SocketAddr>,
     /// From the certificate on.
     connections: OnceLock<Connections>,
     version: watch::Sender<u64>,
-    /// The view has something due earlier than the loop believes.
+    /// The membership has something due earlier than the loop believes, or something for it to do.
     wake: Notify,
     /// Callers that were turned away, so that each is told of once for each reason.
-    turned_away: Mutex<greet::Complaints>,
+    turned_away: Mutex<tell::Complaints>,
     upload: Rate,
     download: Rate,
 }
@@ -124,7 +130,7 @@ impl Mesh {
             role: settings.role,
         };
         let shared = Shared {
-            view: Mutex::new(View::new(me)),
+            swim: Mutex::new(Swim::new(me, rand::random(), Instant::now())),
             listen: Mutex::new(settings.listen),
             connections: identity
                 .map(|identity| Connections::new(identity, TaskTracker::new()).into())
@@ -143,27 +149,28 @@ impl Mesh {
     /// where its door listens now. A pull under way keeps the name with which it began: where the certificate
     /// has another one, the others get nothing from that pull.
     pub fn open(&self, identity: Identity, listen: SocketAddr) {
-        let Shared { settings, view, .. } = &*self.shared;
+        let Shared { settings, swim, .. } = &*self.shared;
         let address = advertised(settings, listen).unwrap_or_else(|| listen.to_string());
         *self.shared.listen.lock() = listen;
-        view.lock().certified(certified(settings, &identity), address);
+        swim.lock().certified(certified(settings, &identity), address);
         let opened = self.shared.connections.set(Connections::new(identity, TaskTracker::new()));
         if opened.is_ok() {
             self.shared.version.send_modify(|version| *version += 1);
         }
     }
 
-    /// Greets the members, asks DNS again, notices who is gone; returns when `stop` is cancelled, with
-    /// every connection closed.
+    /// Looks for the members, asks DNS again, notices who is gone; returns when `stop` is cancelled, with
+    /// good-bye said and every connection closed.
     pub async fn run(&self, stop: CancellationToken) {
         match self.shared.connections.get() {
             None => stop.cancelled().await,
             Some(connections) => {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = greet::greet_forever(&self.shared, connections) => {}
-                    () = greet::resolve_forever(&self.shared) => {}
+                    () = shell::run_forever(&self.shared, connections) => {}
+                    () = resolve::resolve_forever(&self.shared) => {}
                 }
+                shell::leave(&self.shared, connections).await;
                 connections.close().await;
             }
         }
@@ -171,27 +178,27 @@ impl Mesh {
 
     #[must_use]
     pub fn me(&self) -> Member {
-        self.shared.view.lock().me().clone()
+        self.shared.swim.lock().me().member().clone()
     }
 
     /// Who can be dialed now, this node included, sorted by name.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
-        self.shared.view.lock().live().into_iter().cloned().collect()
+        self.shared.swim.lock().live().into_iter().cloned().collect()
     }
 
     /// Everybody with their state, sorted by name. A seed that has never answered stands under its address.
     #[must_use]
     pub fn all(&self) -> Vec<(Member, MemberState)> {
-        self.shared.view.lock().all()
+        self.shared.swim.lock().all()
     }
 
     /// The live members that may track `digest`, best first; this node alone if nobody may.
     #[must_use]
     pub fn rank(&self, digest: &Digest) -> Vec<Member> {
-        let view = self.shared.view.lock();
-        let ranked: Vec<Member> = hrw_rank(digest, view.live()).into_iter().cloned().collect();
-        if ranked.is_empty() { vec![view.me().clone()] } else { ranked }
+        let swim = self.shared.swim.lock();
+        let ranked: Vec<Member> = hrw_rank(digest, swim.live()).into_iter().cloned().collect();
+        if ranked.is_empty() { vec![swim.me().member().clone()] } else { ranked }
     }
 
     /// Bumps whenever [`Self::members`] changes.
@@ -200,7 +207,7 @@ impl Mesh {
         self.shared.version.subscribe()
     }
 
-    /// Somebody saw a connection to this member die: it is greeted now, not at its next turn.
+    /// Somebody saw a connection to this member die: it is greeted now, not probed at its next turn.
     pub fn failed(&self, name: &str) {
         self.shared.apply(Event::Doubted { name: name.to_owned() });
         self.shared.wake.notify_one();
@@ -228,25 +235,63 @@ impl Mesh {
         request: wire::HelloRequest,
         peer_cert_name: &str,
     ) -> Result<wire::HelloResponse, HelloError> {
-        let introduce = request.introduce;
         let from = match request.version {
             wire::VERSION => Member::from_wire(request.from).map_err(HelloError::Member),
             theirs => Err(HelloError::Version { theirs }),
         };
+        let from = from.map(|from| Life::new(from, request.revision));
         let me = from.and_then(|from| self.greeted(from, peer_cert_name));
-        let me = self.told(me, peer_cert_name)?;
-        let members = if introduce {
-            self.shared.view.lock().others_than(peer_cert_name).map(Member::to_wire).collect()
-        } else {
-            Vec::new()
-        };
-        Ok(wire::HelloResponse { version: wire::VERSION, member: Some(me.to_wire()), members })
+        let wire::Life { member, revision } = self.told(me, peer_cert_name)?.to_wire();
+        Ok(wire::HelloResponse { version: wire::VERSION, member, revision })
     }
 
-    /// The answering side of Members.Hello, for a message that has been checked: who this node is.
-    pub fn hello(&self, from: Option<Member>, peer_cert_name: &str) -> Result<Member, HelloError> {
-        let from = from.ok_or(HelloError::Member(MemberError::Absent));
-        self.told(from.and_then(|from| self.greeted(from, peer_cert_name)), peer_cert_name)
+    /// The answering side of Members.Swim: frames of a caller whose certificate names `peer_cert_name`; what
+    /// this node has for it is the answer.
+    pub fn frames(
+        &self,
+        request: wire::SwimFrames,
+        peer_cert_name: &str,
+    ) -> Result<wire::SwimFrames, FrameError> {
+        if self.shared.connections.get().is_none() {
+            return Ok(wire::SwimFrames::default());
+        }
+        let mut frames = Vec::new();
+        let heard = {
+            let (mut swim, now) = (self.shared.swim.lock(), Instant::now());
+            let mut received = request.frames.iter().take(shell::FRAMES_IN_MESSAGE_MAX);
+            let heard = received.try_for_each(|frame| swim.frame(peer_cert_name, frame, now));
+            swim.take_actions_if(|action| match action {
+                Action::Send { to, frame } if to.name() == peer_cert_name => {
+                    frames.push(frame.to_vec());
+                    true
+                }
+                Action::Send { .. } | Action::Greet(_) | Action::Compare { .. } => false,
+            });
+            heard
+        };
+        self.shared.told();
+        if let Err(error) = &heard
+            && self.shared.turned_away.lock().is_news(peer_cert_name, &error.to_string())
+        {
+            tracing::warn!(member = peer_cert_name, "refused a frame of `{peer_cert_name}`: {error}");
+        }
+        heard.map(|()| wire::SwimFrames { frames })
+    }
+
+    /// The answering side of Members.Compare.
+    pub fn compare(&self, request: &wire::CompareRequest) -> Result<wire::CompareResponse, CompareError> {
+        self.shared.swim.lock().compare(request)
+    }
+
+    /// The answering side of Members.Exchange.
+    pub fn exchange(
+        &self,
+        request: wire::ExchangeRequest,
+        peer_cert_name: &str,
+    ) -> Result<wire::ExchangeResponse, CompareError> {
+        let answer = self.shared.swim.lock().exchange(peer_cert_name, request, Instant::now());
+        self.shared.told();
+        answer
     }
 
     /// What leaves for other members, all together.
@@ -265,22 +310,26 @@ impl Mesh {
         self.shared.connections.get().ok_or(ConnectError::Closed)
     }
 
-    fn greeted(&self, from: Member, peer_cert_name: &str) -> Result<Member, HelloError> {
+    fn greeted(&self, from: Life, peer_cert_name: &str) -> Result<Life, HelloError> {
         if self.shared.connections.get().is_none() {
             return Err(HelloError::Closed);
         }
-        if from.name != peer_cert_name {
-            let certified = peer_cert_name.to_owned();
-            return Err(HelloError::Name { claimed: from.name, certified });
+        if from.name() != peer_cert_name {
+            let (claimed, certified) = (from.name().to_owned(), peer_cert_name.to_owned());
+            return Err(HelloError::Name { claimed, certified });
         }
-        if from.is_unspecified() {
-            return Err(HelloError::Member(MemberError::Unspecified(from.name)));
+        if from.member().is_unspecified() {
+            return Err(HelloError::Member(MemberError::Unspecified(from.name().to_owned())));
         }
-        self.shared.called(from).map_err(|refusal| HelloError::Refused(refusal.to_string()))?;
-        Ok(self.me())
+        let (called, me) = {
+            let mut swim = self.shared.swim.lock();
+            (swim.called(from, Instant::now()), swim.me().clone())
+        };
+        self.shared.told();
+        called.map(|()| me).map_err(|refusal: Refusal| HelloError::Refused(refusal.to_string()))
     }
 
-    fn told(&self, answer: Result<Member, HelloError>, caller: &str) -> Result<Member, HelloError> {
+    fn told(&self, answer: Result<Life, HelloError>, caller: &str) -> Result<Life, HelloError> {
         if let Err(error) = &answer
             && self.shared.turned_away.lock().is_news(caller, &error.to_string())
         {
@@ -292,25 +341,40 @@ impl Mesh {
 
 impl Shared {
     fn apply(&self, event: Event) {
-        let changes = self.view.lock().apply(event, Instant::now());
-        self.changed(changes);
+        self.swim.lock().apply_event(event, Instant::now());
+        self.tell_changes();
     }
 
-    fn called(&self, from: Member) -> Result<(), Refusal> {
-        let changes = self.view.lock().called(from, Instant::now())?;
-        self.changed(changes);
+    /// Frames that came in the answer of a member.
+    fn answered(&self, name: &str, frames: &[bytes::Bytes]) {
+        {
+            let (mut swim, now) = (self.swim.lock(), Instant::now());
+            for frame in frames {
+                if let Err(error) = swim.frame(name, frame, now) {
+                    tracing::debug!(member = name, "dropped a frame: {error}");
+                }
+            }
+        }
+        self.tell_changes();
+    }
+
+    /// The door has told the membership something: the loop does what comes of it.
+    fn told(&self) {
+        self.tell_changes();
         self.wake.notify_one();
-        Ok(())
     }
 
     /// Tells the log, drops connections that mean nothing any more, and wakes who watches.
-    fn changed(&self, changes: Vec<Change>) {
+    fn tell_changes(&self) {
+        let changes = self.swim.lock().take_changes();
         let mut live_changed = false;
         for change in changes {
-            greet::tell(&change);
+            tell::tell(&change);
             live_changed |= match &change {
                 Change::Joined(_) => true,
-                Change::Replaced { old: gone, .. } | Change::Unreachable { member: gone, .. } => {
+                Change::Replaced { old: gone, .. }
+                | Change::Unreachable { member: gone, .. }
+                | Change::Left(gone) => {
                     self.forget(&gone.name);
                     true
                 }

@@ -33,7 +33,10 @@ struct Node {
     mesh: Mesh,
     address: SocketAddr,
     door: Arc<Door>,
+    /// Ends it with good-bye.
     stop: CancellationToken,
+    /// Ends it as kill -9 does.
+    kill: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -59,6 +62,30 @@ impl Members for Answering {
             Ok(answer) => Ok(tonic::Response::new(answer)),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }
+    }
+
+    async fn swim(
+        &self,
+        request: tonic::Request<wire::SwimFrames>,
+    ) -> Result<tonic::Response<wire::SwimFrames>, Status> {
+        let answer = self.mesh.frames(request.into_inner(), &self.peer_name);
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    async fn compare(
+        &self,
+        request: tonic::Request<wire::CompareRequest>,
+    ) -> Result<tonic::Response<wire::CompareResponse>, Status> {
+        let answer = self.mesh.compare(request.get_ref());
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    async fn exchange(
+        &self,
+        request: tonic::Request<wire::ExchangeRequest>,
+    ) -> Result<tonic::Response<wire::ExchangeResponse>, Status> {
+        let answer = self.mesh.exchange(request.into_inner(), &self.peer_name);
+        answer.map(tonic::Response::new).map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
 
@@ -95,13 +122,14 @@ impl<'a> Start<'a> {
             download_rate: None,
         };
         let mesh = Mesh::new(settings, Some(self.identity.clone()), self.generation);
-        let (stop, tasks, door) = (CancellationToken::new(), TaskTracker::new(), Arc::<Door>::default());
+        let (tasks, door) = (TaskTracker::new(), Arc::<Door>::default());
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let serving = serve(listener, self.identity, mesh.clone(), door.clone(), tasks.clone());
-        let stopped = stop.clone();
-        tasks.spawn(async move { stopped.run_until_cancelled(serving).await });
-        let (running, stopped) = (mesh.clone(), stop.clone());
-        tasks.spawn(async move { running.run(stopped).await });
-        Node { mesh, address, door, stop, tasks }
+        let killed = kill.clone();
+        tasks.spawn(async move { killed.run_until_cancelled(serving).await });
+        let (running, stopped, killed) = (mesh.clone(), stop.clone(), kill.clone());
+        tasks.spawn(async move { killed.run_until_cancelled(running.run(stopped)).await });
+        Node { mesh, address, door, stop, kill, tasks }
     }
 }
 
@@ -169,7 +197,7 @@ impl Node {
 
     /// The listener and every connection close, as with kill -9.
     async fn die(self) -> SocketAddr {
-        self.stop.cancel();
+        self.kill.cancel();
         self.tasks.close();
         self.tasks.wait().await;
         self.address
@@ -215,7 +243,7 @@ async fn three_who_know_only_one_of_them_meet_and_rank_alike() {
     let a = Start::new(&ca, "a").up().await;
     let b = Start::new(&ca, "b").knowing(a.address).up().await;
     b.sees("a b").await;
-    // a introduces b, and b greets back whoever greets it.
+    // c hears of b from a, and b of c.
     let c = Start::new(&ca, "c").knowing(a.address).up().await;
     for node in [&a, &b, &c] {
         node.sees("a b c").await;
@@ -244,6 +272,37 @@ async fn one_who_dies_is_noticed_and_welcome_when_it_is_back() {
     assert_eq!(a.mesh.members()[1].generation, 2);
     assert_ne!(a.mesh.members()[1], old);
     b.sees("a b").await;
+}
+
+#[tokio::test]
+async fn one_who_leaves_says_so() {
+    let ca = Ca::new("ca");
+    let a = Start::new(&ca, "a").up().await;
+    let b = Start::new(&ca, "b").knowing(a.address).up().await;
+    a.sees("a b").await;
+    b.sees("a b").await;
+    b.stop.cancel();
+    a.sees("a").await;
+    assert_eq!(a.trouble().await, "it left");
+}
+
+#[tokio::test]
+async fn frames_are_taken_from_whom_the_certificate_names_only() {
+    let ca = Ca::new("ca");
+    let a = Start::new(&ca, "a").up().await;
+    let b = Start::new(&ca, "b").knowing(a.address).up().await;
+    let c = Start::new(&ca, "c").knowing(a.address).up().await;
+    for node in [&a, &b, &c] {
+        node.sees("a b c").await;
+    }
+    // c tells news in the name of b.
+    let frames = b.mesh.shared.swim.lock().gossip();
+    assert!(!frames.is_empty());
+    let channel = c.mesh.control(&a.mesh.me()).await.unwrap();
+    let mut client = wire::members_client::MembersClient::new(channel);
+    let refused = client.swim(wire::SwimFrames { frames }).await.unwrap_err();
+    assert!(refused.message().contains("comes from `b` and the certificate names `c`"), "{refused:?}");
+    assert_eq!(a.names(), "a b c");
 }
 
 #[tokio::test]
@@ -332,7 +391,7 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     let a = Start::new(&ca, "a").up().await;
     let stranger = Member { name: "s".into(), address: "s:1".into(), ..a.mesh.me() };
     let ask = |version, from: Member, certified| {
-        let request = wire::HelloRequest { version, from: Some(from.to_wire()), introduce: true };
+        let request = wire::HelloRequest { version, from: Some(from.to_wire()), revision: 0 };
         a.mesh.answer(request, certified).map(|answer| answer.member.unwrap().name)
     };
     assert_eq!(ask(9, stranger.clone(), "s"), Err(HelloError::Version { theirs: 9 }));
@@ -347,7 +406,8 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     assert!(
         matches!(ask(1, namesake, "a"), Err(HelloError::Refused(line)) if line.contains("also called `a`"))
     );
-    assert_eq!(a.mesh.hello(None, "s"), Err(HelloError::Member(MemberError::Absent)));
+    let nobody = wire::HelloRequest { version: wire::VERSION, from: None, revision: 0 };
+    assert_eq!(a.mesh.answer(nobody, "s"), Err(HelloError::Member(MemberError::Absent)));
     assert_eq!(ask(1, stranger, "s"), Ok("a".into()));
 }
 
@@ -416,7 +476,7 @@ async fn a_control_channel_outlives_its_connection() {
     let hello = async |channel: &Channel| {
         let mut client = wire::members_client::MembersClient::new(channel.clone());
         let from = Some(b.mesh.me().to_wire());
-        client.hello(wire::HelloRequest { version: wire::VERSION, from, introduce: false }).await
+        client.hello(wire::HelloRequest { version: wire::VERSION, from, revision: 0 }).await
     };
     assert!(hello(&channel).await.is_ok());
     let address = a.die().await;
@@ -454,7 +514,8 @@ async fn without_a_certificate_a_node_is_alone() {
     assert_eq!(mesh.rank(&crate::oci::Digest::of(Algorithm::Sha256, b"")), [mesh.me()]);
     assert!(matches!(mesh.control(&mesh.me()).await, Err(ConnectError::Closed)));
     let caller = Member { name: "x".into(), address: "x:1".into(), ..mesh.me() };
-    assert_eq!(mesh.hello(Some(caller), "x"), Err(HelloError::Closed));
+    let hello = wire::HelloRequest { version: wire::VERSION, from: Some(caller.to_wire()), revision: 0 };
+    assert_eq!(mesh.answer(hello, "x"), Err(HelloError::Closed));
     let stop = CancellationToken::new();
     stop.cancel();
     mesh.run(stop).await;

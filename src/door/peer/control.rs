@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use super::Door;
 use crate::{
+    mesh::{FrameError, MESSAGE_LEN_MAX},
     oci::Digest,
     origin::Asker,
     piece::PieceLayout,
@@ -42,9 +43,8 @@ struct Caller {
 
 pub(super) fn routes(door: Door, peer_name: String) -> Routes {
     let caller = Caller { door, name: peer_name };
-    Routes::new(MembersServer::new(caller.clone()))
-        .add_service(SwarmServer::new(caller.clone()))
-        .add_service(PreheatServer::new(caller))
+    let members = MembersServer::new(caller.clone()).max_decoding_message_size(MESSAGE_LEN_MAX);
+    Routes::new(members).add_service(SwarmServer::new(caller.clone())).add_service(PreheatServer::new(caller))
 }
 
 #[tonic::async_trait]
@@ -55,6 +55,30 @@ impl Members for Caller {
     ) -> Result<Response<wire::HelloResponse>, Status> {
         let answer = self.door.parts.mesh.answer(request.into_inner(), &self.name);
         answer.map(Response::new).map_err(|error| Status::failed_precondition(error.to_string()))
+    }
+
+    async fn swim(&self, request: Request<wire::SwimFrames>) -> Result<Response<wire::SwimFrames>, Status> {
+        let answer = self.door.parts.mesh.frames(request.into_inner(), &self.name);
+        answer.map(Response::new).map_err(|error| match matches!(error, FrameError::Name { .. }) {
+            true => Status::permission_denied(error.to_string()),
+            false => Status::invalid_argument(error.to_string()),
+        })
+    }
+
+    async fn compare(
+        &self,
+        request: Request<wire::CompareRequest>,
+    ) -> Result<Response<wire::CompareResponse>, Status> {
+        let answer = self.door.parts.mesh.compare(request.get_ref());
+        answer.map(Response::new).map_err(|error| self.invalid(&error))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<wire::ExchangeRequest>,
+    ) -> Result<Response<wire::ExchangeResponse>, Status> {
+        let answer = self.door.parts.mesh.exchange(request.into_inner(), &self.name);
+        answer.map(Response::new).map_err(|error| self.invalid(&error))
     }
 }
 
@@ -164,7 +188,7 @@ impl Caller {
 
     fn invalid(&self, error: &(dyn std::error::Error + 'static)) -> Status {
         let why = crate::pull::chain_of(error);
-        tracing::warn!(peer = %self.name, "closed a stream of a member: {why}");
+        tracing::warn!(peer = %self.name, "refused a message of a member: {why}");
         Status::invalid_argument(why)
     }
 }

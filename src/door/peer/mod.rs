@@ -1,7 +1,7 @@
 //! What other members may ask: who is here, the swarm of a digest, pieces.
 //!
 //! ```text
-//!   TCP ─▶ mutual TLS (who is it?) ─▶ h2: Members.Hello, Swarm.Join, Swarm.Holds, Preheat.Pull
+//!   TCP ─▶ mutual TLS (who is it?) ─▶ h2: Members.Hello, .Swim, .Compare, .Exchange, Swarm.Join, .Holds, Preheat.Pull
 //!                                  └▶ HTTP/1.1: GET /v1/blobs/<digest>/pieces/<index>
 //!                                               GET /v1/blobs/<digest>/chain
 //!                                               GET /v1/blobs/<digest>/statements
@@ -39,6 +39,9 @@ const STREAMS_MAX: u32 = 256;
 const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// A request's head takes no longer once it has begun, and an idle connection is kept for as long.
 const HEAD_MAX: Duration = Duration::from_secs(60);
+/// An h2 connection is asked this often whether anybody is there. Whoever pulls is sent a beat five times a
+/// second and noticed by that; this is for connections that are kept idle, of which there are hundreds.
+const KEEP_ALIVE: Duration = Duration::from_secs(300);
 /// After an error of accept (no more descriptors), the listener pauses: asking at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -133,7 +136,7 @@ impl Door {
         hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
-            .keep_alive_interval(HEAD_MAX / 3)
+            .keep_alive_interval(KEEP_ALIVE)
             .serve_connection(stream, routes)
             .await
     }

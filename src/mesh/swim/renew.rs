@@ -1,0 +1,61 @@
+//! The next life of this node: after its death was told in error, when it is reached elsewhere, or when a clock
+//! ran backwards over a restart.
+
+use std::time::{Duration, Instant};
+
+use super::{Due, Life, Swim};
+use crate::mesh::Member;
+
+/// After a minute without one a new life begins at once; within it, after a second and ever later. Two nodes of
+/// one name would else bury each other as fast as frames travel.
+const RENEWAL_QUIET: Duration = Duration::from_secs(60);
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// When this node begins its next life.
+#[derive(Debug, Default)]
+pub(super) struct Renewal {
+    is_due: bool,
+    last: Option<Instant>,
+    pause: Duration,
+    /// The generation of a life of this node that somebody knows, and that the next one is to outdo.
+    pub(super) outdo: u64,
+}
+
+impl Swim {
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.renewal.is_due = false;
+        self.renewal.last = Some(now);
+        let me = self.me();
+        let next = match me.member().generation > self.renewal.outdo {
+            true => me.next(),
+            false => {
+                let generation = self.renewal.outdo.saturating_add(1);
+                Life::new(Member { generation, ..me.member().clone() }, 0)
+            }
+        };
+        self.become_life(next, now);
+    }
+
+    pub(super) fn become_life(&mut self, life: Life, now: Instant) {
+        let changed = self.foca.change_identity(life, &mut self.outbox);
+        // foca probes nobody under a new identity before it has applied something.
+        let applied =
+            changed.and_then(|()| self.foca.apply_many(std::iter::empty(), false, &mut self.outbox));
+        self.settle(applied, now);
+    }
+
+    /// A new life is due; not at once if the last one is young.
+    pub(super) fn plan_renewal(&mut self, now: Instant) {
+        if self.renewal.is_due || self.has_left {
+            return;
+        }
+        let quiet = self.renewal.last.is_none_or(|at| now.duration_since(at) > RENEWAL_QUIET);
+        self.renewal.pause = match quiet {
+            true => Duration::ZERO,
+            false => (self.renewal.pause * 2).clamp(RENEWAL_PAUSE, RENEWAL_PAUSE_MAX),
+        };
+        self.renewal.is_due = true;
+        self.agenda.add(now + self.renewal.pause, Due::Renew);
+    }
+}
