@@ -27,6 +27,15 @@ struct Known {
     slow: Vec<String>,
 }
 
+/// Whether both may mean the same registry: containerd's labels have lost the port.
+fn may_be_one(a: &str, b: &str) -> bool {
+    let is_with_port = |short: &str, long: &str| {
+        let port = long.strip_prefix(short).and_then(|rest| rest.strip_prefix(':'));
+        port.is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    a == b || is_with_port(a, b) || is_with_port(b, a)
+}
+
 impl Known {
     fn add(&mut self, lead: Lead) {
         if self.leads.contains(&lead) {
@@ -50,8 +59,9 @@ impl Known {
 
     /// Whatever leads to this host takes too long. Whether there is another that has not been tried.
     fn slow(&mut self, host: &str) -> bool {
-        let untried =
-            |lead: &Lead| lead.repository.host != host && !self.slow.contains(&lead.repository.host);
+        let untried = |lead: &Lead| {
+            !may_be_one(&lead.repository.host, host) && !self.slow.contains(&lead.repository.host)
+        };
         if !self.leads.iter().any(untried) {
             return false;
         }
@@ -113,7 +123,9 @@ impl Leads {
     pub(super) fn may_turn_from(&self, slow: &Lead) -> bool {
         let Known { leads, slow: tried } = &*self.known.lock();
         let host = &slow.repository.host;
-        leads.iter().any(|lead| lead.repository.host != *host && !tried.contains(&lead.repository.host))
+        let untried =
+            |lead: &Lead| !may_be_one(&lead.repository.host, host) && !tried.contains(&lead.repository.host);
+        leads.iter().any(untried)
     }
 
     /// The lease of a run was taken back: whoever is read from is too slow.
@@ -161,6 +173,16 @@ mod tests {
         known.add(lead("c.local/x", "p"));
         assert!(known.slow("b.local"));
         assert_eq!(known.leads[0], lead("c.local/x", "p"));
+    }
+
+    #[test]
+    fn a_host_that_has_lost_its_port_is_no_other_host() {
+        assert!(may_be_one("r.local", "r.local:5000") && may_be_one("r.local:5000", "r.local"));
+        assert!(!may_be_one("r.local:5001", "r.local:5000") && !may_be_one("r.local", "r.local.evil:5000"));
+        let mut known = Known::default();
+        known.add(lead("r.local:5000/x", "p"));
+        known.add(Lead { asker: Asker::Node, ..lead("r.local/x", "p") });
+        assert!(!known.slow("r.local:5000"));
     }
 
     #[test]

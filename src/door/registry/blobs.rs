@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::{Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -35,6 +35,9 @@ use crate::{
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The answer begins after this long even if nothing is known of the blob yet: containerd 2.3 and later go to the next
+/// host, the registry, after 30 s without headers.
+const HEADERS_AFTER: Duration = Duration::from_secs(15);
 /// Pieces that wait for the client, beside the one that it is being sent.
 const AHEAD: usize = 1;
 /// How often a blob that rots while it is sent is fetched again.
@@ -106,21 +109,24 @@ impl Door {
                 asker: client.asker.clone(),
                 image: Some(asked.repository.to_string()),
             };
-            let mut sending = Sending::new(self.parts.pulls.clone(), want, window.clone());
+            let sending = Sending::new(self.parts.pulls.clone(), want, window.clone());
+            let (sender, mut receiver) = mpsc::channel(AHEAD);
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move { stop.run_until_cancelled(sending.run(sender)).await });
             // With its first piece it is known whether there is anything to send at all.
-            let first = match sending.next().await {
-                Some(Err(PiecesError::Failed { source, .. })) => return reply::failed(Sort::Blob, &source),
-                Some(Err(error @ PiecesError::Replaced { .. })) => {
+            let first = match tokio::time::timeout(HEADERS_AFTER, receiver.recv()).await {
+                Ok(Some(Err(PiecesError::Failed { source, .. }))) => {
+                    return reply::failed(Sort::Blob, &source);
+                }
+                Ok(Some(Err(error @ PiecesError::Replaced { .. }))) => {
                     let message = crate::pull::chain_of(&error);
                     return reply::error(StatusCode::BAD_GATEWAY, "UNAVAILABLE", &message);
                 }
-                Some(Ok(bytes)) => bytes,
-                None => Bytes::new(),
+                Ok(Some(Ok(bytes))) => Some(Ok(bytes)),
+                Ok(None) | Err(_) => None,
             };
-            let (sender, receiver) = mpsc::channel(AHEAD);
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move { stop.run_until_cancelled(sending.run(first, sender)).await });
-            let pieces = ReceiverStream::new(receiver).map_ok(Frame::data).map_err(BrokenOff::Pieces);
+            let pieces = tokio_stream::iter(first).chain(ReceiverStream::new(receiver));
+            let pieces = pieces.map_ok(Frame::data).map_err(BrokenOff::Pieces);
             StreamBody::new(pieces).boxed_unsync()
         };
         let mut reply = Response::new(body);
@@ -228,17 +234,19 @@ impl Sending {
         bytes
     }
 
-    async fn run(mut self, first: Bytes, sender: mpsc::Sender<Result<Bytes, PiecesError>>) {
-        let mut next = Some(Ok(first));
-        while let Some(bytes) = next {
-            if let Err(error) = &bytes {
+    async fn run(mut self, sender: mpsc::Sender<Result<Bytes, PiecesError>>) {
+        let mut begun = false;
+        while let Some(bytes) = self.next().await {
+            if let Err(error) = &bytes
+                && begun
+            {
                 tracing::warn!(digest = %self.want.digest, "a client's blob breaks off: {}", crate::pull::chain_of(error));
             }
             if sender.send(bytes).await.is_err() {
                 tracing::debug!(digest = %self.want.digest, left = self.window.end - self.window.start, "a client went away");
                 return;
             }
-            next = self.next().await;
+            begun = true;
         }
     }
 }

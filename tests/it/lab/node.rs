@@ -47,7 +47,9 @@ impl NodePlan {
             .text("mesh", "advertise", &format!("{address}:{MESH_PORT}"))
             .list("registry", "hosts_dir", &[hosts_dir.display().to_string()])
             .text("admin", "listen", "127.0.0.1:0")
-            .text("mirror", "listen", "127.0.0.1:0");
+            .text("mirror", "listen", "127.0.0.1:0")
+            // A machine for tests may be fuller than a node; what a full one does is tested on disks of its own.
+            .text("store", "keep_free", "1%");
         settings
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{Method, StatusCode};
+use tokio_util::task::TaskTracker;
 
 use super::{Alone, MANIFEST, digest, noise, publish};
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// A blob that takes no longer than this is waited for by nobody.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 const LEN: usize = 900_000;
 
 fn basic(login: &str) -> String {
@@ -50,10 +51,8 @@ async fn clients_of_two_registries_that_want_one_blob_show_each_his_own_pass() {
         (path, basic(&format!("{user}:secret")), alone.address.clone())
     };
     let (path, pass, address) = of(&slow, "team/a", "a");
-    let first =
-        tokio::spawn(
-            async move { super::ask(&address, Method::GET, &path, &[("authorization", &pass)]).await },
-        );
+    let first = TaskTracker::new()
+        .spawn(async move { super::ask(&address, Method::GET, &path, &[("authorization", &pass)]).await });
     while !slow.seen().iter().any(|seen| seen.method == Method::GET) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -97,7 +96,8 @@ async fn a_registry_that_nobody_named_spoils_no_blob_of_others() {
         stranger.put_blob("x", bytes.clone());
         let alone = before(&stranger, Some(&registry));
         let (address, path) = (alone.address.clone(), format!("/v2/x/blobs/{name}?ns=evil.test"));
-        let stalled = tokio::spawn(async move { super::ask(&address, Method::GET, &path, &[]).await });
+        let stalled =
+            TaskTracker::new().spawn(async move { super::ask(&address, Method::GET, &path, &[]).await });
         while !stranger.seen().iter().any(|seen| seen.method == Method::GET) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
