@@ -101,13 +101,9 @@ impl Exchange {
     fn rarest<'a>(&self, peers: &[&'a Peer], random: &mut SmallRng) -> Option<(u32, &'a Peer)> {
         let (mut best, mut ties) = (None::<(u32, u32, &Peer)>, 0_u32);
         for peer in peers {
-            let holds = if peer.whole { &self.wanted } else { &peer.has };
-            let holds = match peer.is_far {
-                true if !self.forsaken.is_empty() => &self.forsaken,
-                true => &self.imports,
-                false => holds,
-            };
-            for index in self.wanted.common(holds) {
+            let near = if peer.whole { &self.wanted } else { &peer.has };
+            let sought = if peer.is_far { &[&self.imports, &self.forsaken][..] } else { &[near] };
+            for index in sought.iter().flat_map(|sought| self.wanted.common(sought)) {
                 let rarity = self.holders[index as usize];
                 if best.is_some_and(|(least, ..)| rarity > least)
                     || self.check_for(index).is_none()
@@ -165,7 +161,7 @@ impl Exchange {
         is_sought && self.may_give(peer, index)
     }
 
-    /// What the zone holds and does not give: the tracker leases no import of it.
+    /// What the zone holds and does not give, beside what we import: the tracker leases no import of it.
     pub(super) fn find_forsaken(&self) -> PieceSet {
         let mut forsaken = PieceSet::empty(self.layout.count());
         let near = |peer: &&Peer| !peer.is_far && peer.handle.is_some();
@@ -177,7 +173,9 @@ impl Exchange {
                     && !giving.iter().any(|peer| peer.holds(*index))
             };
             for index in self.wanted.iter().filter(is_forsaken) {
-                forsaken.insert(index);
+                if !self.imports.contains(index) {
+                    forsaken.insert(index);
+                }
             }
         }
         forsaken

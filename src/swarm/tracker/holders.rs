@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{REFUSERS, Swarm, zones::ZoneId};
+use super::{Puller, REFUSERS, Swarm, zones::ZoneId};
 use crate::{
     piece::PieceSet,
     swarm::message::{Event, Handle, Held, Name},
@@ -14,10 +14,8 @@ impl Swarm {
         self.polled.remove(&puller.member.name);
         self.release_all(handle);
         self.release_imports(handle);
-        if !puller.is_leech() {
-            for index in puller.have.iter() {
-                self.less_one_holder(puller.zone, index);
-            }
+        for index in puller.have.iter() {
+            self.less_one_holder(puller.zone, index);
         }
         self.zone_shrinks(puller.zone);
         self.audit.left(handle);
@@ -64,7 +62,7 @@ impl Swarm {
         }
         let index = held.index;
         if self.puller(handle).is_leech() {
-            self.puller(handle).have.insert(index);
+            self.puller(handle).taken.insert(index);
             return self.progress(handle, index, now);
         }
         let piece = &mut self.pieces[index as usize];
@@ -101,13 +99,14 @@ impl Swarm {
         puller.whole = true;
         puller.unclosed = false;
         puller.to_announce = 0;
-        let missing: Vec<u32> = puller.have.missing().collect();
-        puller.have = PieceSet::full(count);
         let (name, zone, is_leech) = (puller.member.name.clone(), puller.zone, puller.is_leech());
         self.polled.remove(&name);
         if is_leech {
             return;
         }
+        let puller = self.puller(handle);
+        let missing: Vec<u32> = puller.have.missing().collect();
+        puller.have = PieceSet::full(count);
         for index in missing {
             self.one_more_holder(zone, index);
         }
@@ -118,8 +117,9 @@ impl Swarm {
     pub(super) fn lost(&mut self, handle: Handle, index: u32) {
         let puller = self.puller(handle);
         puller.whole = false;
-        let (zone, is_leech) = (puller.zone, puller.is_leech());
-        if puller.have.remove(index) && !is_leech {
+        puller.taken.remove(&index);
+        let zone = puller.zone;
+        if puller.have.remove(index) {
             self.less_one_holder(zone, index);
             self.tell_fresh();
             self.tell_hearers(handle, &Event::PieceLost { handle, index });
@@ -173,8 +173,12 @@ impl Swarm {
             }
             self.pieces[index as usize].stated = None;
             self.spread(index);
-            let losers = self.members.values_mut().filter(|puller| !puller.whole && !puller.is_leech());
-            let losers: Vec<ZoneId> = losers.filter_map(|p| p.have.remove(index).then_some(p.zone)).collect();
+            let losers = self.members.values_mut().filter(|puller| !puller.whole);
+            let lose = |puller: &mut Puller| {
+                puller.taken.remove(&index);
+                puller.have.remove(index).then_some(puller.zone)
+            };
+            let losers: Vec<ZoneId> = losers.filter_map(lose).collect();
             losers.into_iter().for_each(|zone| self.less_one_holder(zone, index));
         }
         for puller in self.members.values_mut() {

@@ -63,7 +63,7 @@ impl Origin {
 
 /// Whether the reader of a lease has still to bring the piece.
 fn lacks(pieces: &[Piece], members: &BTreeMap<Handle, Puller>, reader: Handle, index: u32) -> bool {
-    let has = |puller: &Puller| puller.have.contains(index);
+    let has = |puller: &Puller| puller.taken.contains(&index);
     pieces[index as usize].holders == 0 && !members.get(&reader).is_some_and(has)
 }
 
@@ -206,9 +206,9 @@ impl Swarm {
 
     fn next_run(&self, reader: Handle, able: usize) -> Option<Run> {
         let count = self.layout.count();
-        let have = &self.members[&reader].have;
+        let taken = &self.members[&reader].taken;
         // What a leech has read is free, and not to be read again by it.
-        let is_free = |index: u32| self.is_free(index) && !have.contains(index);
+        let is_free = |index: u32| self.is_free(index) && !taken.contains(&index);
         let start = (0..count).find(|&index| is_free(index))?;
         let readers = u32::try_from(able.clamp(1, RUNS_ALONE)).expect("clamped");
         let len_max = match self.origin.one_stream {

@@ -110,6 +110,8 @@ struct Puller {
     hears: BTreeSet<Handle>,
     heard_by: BTreeSet<Handle>,
     have: PieceSet,
+    /// What a leech has: nobody gets it from there, so it holds nothing.
+    taken: BTreeSet<u32>,
     whole: bool,
     /// Found by asking: it has no stream.
     passive: bool,
@@ -369,6 +371,7 @@ impl Swarm {
             hears: BTreeSet::new(),
             heard_by: BTreeSet::new(),
             have: PieceSet::empty(self.layout.count()),
+            taken: BTreeSet::new(),
             whole: false,
             passive: true,
             to_announce: 0,

@@ -11,7 +11,7 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::{Puller, Swarm};
+use super::Swarm;
 use crate::swarm::message::{Event, Handle, Held, Run};
 
 /// Members up to which everybody hears of everybody.
@@ -81,11 +81,9 @@ impl Swarm {
         }
         let known = self.members.get_mut(&other).expect("a member");
         known.heard_by.insert(handle);
-        // It is a neighbour that has nothing to give.
-        let is_leech = known.is_leech();
         self.events.push((handle, Event::Joined { handle: other, member: known.member.clone() }));
         let news = match known.whole {
-            _ if is_leech => None,
+            true if known.is_leech() => None,
             true => Some(Event::Whole { handle: other }),
             false if known.have.is_empty() => None,
             false => Some(Event::Arrived { handle: other, pieces: known.have.iter().collect() }),
@@ -96,8 +94,7 @@ impl Swarm {
     /// An importer hears of some who have what it is to import.
     pub(super) fn introduce_holders(&mut self, importer: Handle, run: &Run) {
         for index in run.clone() {
-            let gives = |puller: &Puller| puller.have.contains(index) && !puller.is_leech();
-            let holds = |handle: &Handle| gives(&self.members[handle]);
+            let holds = |handle: &Handle| self.members[handle].have.contains(index);
             let known = self.members[&importer].hears.iter().filter(|handle| holds(handle)).count();
             let more: Vec<Handle> = self
                 .members
