@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+mod bars;
 pub mod certs;
 mod config;
 pub mod install;

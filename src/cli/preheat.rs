@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use hyper::Method;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 
-use super::{pull::sources, socket};
+use super::{
+    bars::{Bars, Standing, sources},
+    socket,
+};
 use crate::{
     daemon::Settings,
     door::admin::{NodeLine, PreheatLine},
@@ -81,7 +84,7 @@ async fn follow(
             }
             PreheatLine::Image { .. } => {}
             PreheatLine::Node(node) => {
-                bars.show(&node);
+                bars.show(&node.node, standing(&node));
                 let before = nodes.insert(node.node.clone(), node.clone());
                 let is_news = before.is_none_or(|before| before.state != node.state);
                 if is_news && !args.json {
@@ -123,45 +126,8 @@ fn describe(node: &NodeLine) -> String {
     format!("{:<24} {:<10} {size:>12}  {more}", node.node, node.state).trim_end().to_owned()
 }
 
-/// A bar a node, on standard error; nothing where that is no terminal.
-struct Bars {
-    all: Option<MultiProgress>,
-    bars: BTreeMap<String, ProgressBar>,
-}
-
-impl Bars {
-    fn new(quiet: bool) -> Self {
-        Self { all: (!quiet).then(MultiProgress::new), bars: BTreeMap::new() }
-    }
-
-    fn show(&mut self, node: &NodeLine) {
-        let Some(all) = &self.all else { return };
-        let bar = self.bars.entry(node.node.clone()).or_insert_with(|| {
-            let style =
-                ProgressStyle::with_template("{prefix} [{bar:30}] {bytes:>10} of {total_bytes:>10} {msg}")
-                    .expect("the template is well-formed, as a test shows");
-            all.add(ProgressBar::new(node.bytes_total).with_style(style))
-        });
-        bar.set_prefix(node.node.clone());
-        bar.set_length(node.bytes_total);
-        bar.set_position(node.bytes.local + node.bytes.peer + node.bytes.origin);
-        bar.set_message(format!("{} {}", node.state, sources(node.bytes)));
-    }
-
-    /// Writes past the bars.
-    fn around<R>(&self, write: impl FnOnce() -> R) -> R {
-        match &self.all {
-            Some(all) => all.suspend(write),
-            None => write(),
-        }
-    }
-
-    fn clear(&self) {
-        if let Some(all) = &self.all {
-            // A terminal that cannot be cleared is not worth a failure.
-            let _ = all.clear();
-        }
-    }
+fn standing(node: &NodeLine) -> Standing<'_> {
+    Standing { label: node.node.clone(), total: node.bytes_total, bytes: node.bytes, state: &node.state }
 }
 
 #[cfg(test)]
@@ -178,13 +144,6 @@ mod tests {
             bytes: BytesBySource { local: 0, peer: 1 << 20, origin: 0 },
             reason: reason.map(str::to_owned),
         }
-    }
-
-    #[test]
-    fn a_bar_can_be_drawn() {
-        let mut bars = Bars::new(false);
-        bars.show(&node("pulling", None));
-        assert_eq!(bars.bars.values().next().unwrap().position(), 1 << 20);
     }
 
     #[test]

@@ -4,12 +4,15 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use anyhow::bail;
 use hyper::Method;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 
-use super::socket;
+use super::{
+    bars::{Bars, Standing, sources},
+    socket,
+};
 use crate::{
     daemon::Settings,
-    door::admin::{BytesBySource, LayerLine, PullLine},
+    door::admin::{LayerLine, PullLine},
     oci::Reference,
 };
 
@@ -42,7 +45,7 @@ async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<Vec<LayerLin
     let mut layers = BTreeMap::new();
     let take = |line| match line {
         PullLine::Layer(layer) => {
-            bars.show(&layer);
+            bars.show(&layer.digest, standing(&layer));
             layers.insert(layer.digest.clone(), layer);
             Ok(())
         }
@@ -69,7 +72,7 @@ fn print(args: &Args, line: &LayerLine, out: &mut impl Write) -> anyhow::Result<
         writeln!(
             out,
             "{}  {:>10}  {}{}",
-            line.digest.chars().take(19).collect::<String>(),
+            short(&line.digest),
             HumanBytes(line.size).to_string(),
             sources(line.bytes),
             line.reason.as_ref().map(|reason| format!("failed: {reason}")).unwrap_or_default()
@@ -78,59 +81,11 @@ fn print(args: &Args, line: &LayerLine, out: &mut impl Write) -> anyhow::Result<
     Ok(())
 }
 
-/// Where bytes came from, of those sources that gave any.
-pub(super) fn sources(bytes: BytesBySource) -> String {
-    let named = [("local", bytes.local), ("peers", bytes.peer), ("registry", bytes.origin)];
-    let parts = named.iter().filter(|(_, bytes)| *bytes > 0);
-    parts.map(|(name, bytes)| format!("{name} {}  ", HumanBytes(*bytes))).collect()
+/// The algorithm and twelve digits.
+fn short(digest: &str) -> String {
+    digest.chars().take(19).collect()
 }
 
-/// A bar a layer, on standard error; nothing where that is no terminal.
-struct Bars {
-    all: Option<MultiProgress>,
-    bars: BTreeMap<String, ProgressBar>,
-}
-
-impl Bars {
-    fn new(quiet: bool) -> Self {
-        Self { all: (!quiet).then(MultiProgress::new), bars: BTreeMap::new() }
-    }
-
-    fn show(&mut self, layer: &LayerLine) {
-        let Some(all) = &self.all else { return };
-        let bar = self.bars.entry(layer.digest.clone()).or_insert_with(|| {
-            let style =
-                ProgressStyle::with_template("{prefix} [{bar:30}] {bytes:>10} of {total_bytes:>10} {msg}")
-                    .expect("the template is well-formed, as a test shows");
-            all.add(ProgressBar::new(layer.size).with_style(style))
-        });
-        bar.set_prefix(layer.digest.chars().take(19).collect::<String>());
-        bar.set_position(layer.bytes.local + layer.bytes.peer + layer.bytes.origin);
-        bar.set_message(format!("{} {}", layer.state, sources(layer.bytes)));
-    }
-
-    fn clear(&self) {
-        if let Some(all) = &self.all {
-            // A terminal that cannot be cleared is not worth a failure.
-            let _ = all.clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bar_can_be_drawn() {
-        let mut bars = Bars::new(false);
-        bars.show(&LayerLine {
-            digest: "sha256:e3b0c44298fc1c149afb".into(),
-            size: 10,
-            bytes: BytesBySource { local: 0, peer: 4, origin: 2 },
-            state: "arriving".into(),
-            reason: None,
-        });
-        assert_eq!(bars.bars.values().next().unwrap().position(), 6);
-    }
+fn standing(layer: &LayerLine) -> Standing<'_> {
+    Standing { label: short(&layer.digest), total: layer.size, bytes: layer.bytes, state: &layer.state }
 }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::gate::MeshDoor;
 use crate::{
-    door::admin::{BytesBySource, MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
+    door::admin::{MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
     mesh::{Member, MemberState, Mesh},
     pull::{PullState, PullStatus, Pulls},
     store::Store,
@@ -74,11 +74,7 @@ fn pulling(status: &PullStatus) -> PullingLine {
         digest: status.digest.to_string(),
         image: status.image.clone(),
         bytes_total: status.len,
-        bytes: BytesBySource {
-            local: status.bytes.local,
-            peer: status.bytes.peer,
-            origin: status.bytes.origin,
-        },
+        bytes: status.bytes.into(),
         state,
     }
 }

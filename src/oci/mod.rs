@@ -14,4 +14,4 @@ pub use document::{
 };
 pub use media_type::{Compression, Unhandled, is_index, is_manifest, layer_compression};
 pub use platform::{Platform, PlatformError};
-pub use reference::{Reference, ReferenceError, Repository};
+pub use reference::{Reference, ReferenceError, Repository, host_name};

@@ -27,6 +27,12 @@ impl fmt::Display for Repository {
     }
 }
 
+/// A host without its port, as containerd's labels have it; IPv6 without brackets.
+#[must_use]
+pub fn host_name(host: &str) -> &str {
+    split_port(host).0
+}
+
 /// Splits `host:port`; IPv6 hosts stand in brackets and lose them.
 fn split_port(host: &str) -> (&str, Option<&str>) {
     if let Some(rest) = host.strip_prefix('[') {

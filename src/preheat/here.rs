@@ -5,7 +5,6 @@
 
 use std::{pin::pin, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::try_join_all;
 use tokio::{sync::watch, time::MissedTickBehavior};
 
@@ -108,9 +107,8 @@ fn of_pass(pass: &Pass) -> Option<AuthConfig> {
     if scheme.eq_ignore_ascii_case("bearer") {
         return Some(AuthConfig { registry_token: value.trim().to_owned(), ..AuthConfig::default() });
     }
-    let login = String::from_utf8(STANDARD.decode(value.trim()).ok()?).ok()?;
-    let (user, password) = login.split_once(':').filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
-    Some(AuthConfig { username: user.to_owned(), password: password.to_owned(), ..AuthConfig::default() })
+    let is_basic = scheme.eq_ignore_ascii_case("basic");
+    is_basic.then(|| Credential::from_login(value)).flatten().map(of_credential)
 }
 
 #[cfg(test)]

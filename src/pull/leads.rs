@@ -5,7 +5,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Want;
-use crate::origin::{Asker, Lead, Located, Origin, OriginError, Sought};
+use crate::{
+    oci::host_name,
+    origin::{Asker, Lead, Located, Origin, OriginError, Sought},
+};
 
 /// Leads of one flight, of which each holds a client's token: the newest are kept, for tokens age.
 const LEADS_MAX: usize = 32;
@@ -29,11 +32,7 @@ struct Known {
 
 /// Whether both may mean the same registry: containerd's labels have lost the port.
 fn may_be_one(a: &str, b: &str) -> bool {
-    let is_with_port = |short: &str, long: &str| {
-        let port = long.strip_prefix(short).and_then(|rest| rest.strip_prefix(':'));
-        port.is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    a == b || is_with_port(a, b) || is_with_port(b, a)
+    a == b || a == host_name(b) || host_name(a) == b
 }
 
 impl Known {
@@ -57,12 +56,15 @@ impl Known {
         self.leads.len() > 1
     }
 
+    /// Whether a lead goes to another host, which has not been too slow itself.
+    fn has_untried_beside(&self, host: &str) -> bool {
+        let mut hosts = self.leads.iter().map(|lead| &lead.repository.host);
+        hosts.any(|other| !may_be_one(other, host) && !self.slow.contains(other))
+    }
+
     /// Whatever leads to this host takes too long. Whether there is another that has not been tried.
     fn slow(&mut self, host: &str) -> bool {
-        let untried = |lead: &Lead| {
-            !may_be_one(&lead.repository.host, host) && !self.slow.contains(&lead.repository.host)
-        };
-        if !self.leads.iter().any(untried) {
+        if !self.has_untried_beside(host) {
             return false;
         }
         if !self.slow.iter().any(|slow| slow == host) {
@@ -121,11 +123,7 @@ impl Leads {
 
     /// Whether another host is worth a try, because this one takes too long.
     pub(super) fn may_turn_from(&self, slow: &Lead) -> bool {
-        let Known { leads, slow: tried } = &*self.known.lock();
-        let host = &slow.repository.host;
-        let untried =
-            |lead: &Lead| !may_be_one(&lead.repository.host, host) && !tried.contains(&lead.repository.host);
-        leads.iter().any(untried)
+        self.known.lock().has_untried_beside(&slow.repository.host)
     }
 
     /// The lease of a run was taken back: whoever is read from is too slow.

@@ -45,7 +45,7 @@ pub use self::{
 use self::{flight::Flight, offered::Readings};
 use crate::{
     mesh::Mesh,
-    oci::{Digest, Repository},
+    oci::{Digest, Repository, host_name},
     origin::{self, Asker, Kind, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
     swarm::{Trackers, tracker::Answer},
@@ -255,8 +255,7 @@ impl Pulls {
     #[must_use]
     pub fn has_used(&self, host: &str) -> bool {
         let used = self.0.used.lock();
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
-        [host, name].into_iter().any(|host| used.contains(host))
+        used.contains(host) || used.contains(host_name(host))
     }
 
     /// The pulls under way, and those that still serve their swarm.

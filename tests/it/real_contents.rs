@@ -8,13 +8,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     lab::{
-        Lab, containerd,
+        Lab,
         image::{Blob, Compression, Images},
         node::Node,
-        registry::lead_to,
         samples, tool,
     },
-    real_mirror::{Docker, REGISTRY, has, install, mirror, say},
+    real_mirror::{Docker, REGISTRY, has, install, mirror, say, told_of},
 };
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -119,20 +118,15 @@ fn publish(images: &Images, name: &str, document: &Value, blobs: &[Blob], below:
     Content { name: name.to_owned(), blobs: blobs.to_vec(), manifests }
 }
 
-/// A node whose mirror leads docker.io and `REGISTRY` to the lab's registry. What is told of it ends with each blob having
-/// left that registry once, whatever the number of clients.
+/// What is told of some content ends with each blob having left the registry once, whatever the number of clients.
 fn told(make: impl Fn(&Images) -> Content, story: impl Fn(&Lab, &Node, &Content)) {
-    let Some(programs) = containerd::any().filter(|_| crate::lab::story::missing().is_none()) else {
-        eprintln!("skipped: no containerd here, or no lab");
-        return;
-    };
-    let lab = Lab::new().unwrap();
-    for host in ["docker.io", REGISTRY] {
-        lead_to(&lab.hosts_dir(), host, &lab.host()).unwrap();
-    }
-    let content = make(lab.images());
-    let node = lab.node(&programs).alone().start().unwrap();
-    story(&lab, &node, &content);
+    told_of(make, |lab, node, content| {
+        story(lab, node, content);
+        left_the_registry_once(lab, content);
+    });
+}
+
+fn left_the_registry_once(lab: &Lab, content: &Content) {
     lab.registry().settle().unwrap();
     let repository = content.name.split(':').next().unwrap();
     let reads = lab.registry().blob_reads(repository);

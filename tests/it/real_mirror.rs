@@ -11,7 +11,7 @@ use crate::{
         Lab,
         containerd::{self, Programs},
         flotilla::{Flotilla, Settings},
-        image::Published,
+        image::{Images, Published},
         node::{Node, NodePlan},
         process::{Process, output},
         registry::{lead_by_mirror, lead_to},
@@ -196,6 +196,15 @@ pub(crate) fn has(program: &str) -> bool {
 
 /// A node whose mirror leads docker.io and `REGISTRY` to the lab's registry, and an image there.
 fn told(story: impl Fn(&Lab, &Node, &Published)) {
+    let image = |images: &Images| samples::small(images, "demo/small:v1").unwrap();
+    told_of(image, |lab, node, image| {
+        story(lab, node, image);
+        Pulled::new(lab, node, image).left_the_registry_once();
+    });
+}
+
+/// A node whose mirror leads docker.io and `REGISTRY` to the lab's registry, and whatever is made there.
+pub(crate) fn told_of<T>(make: impl Fn(&Images) -> T, story: impl Fn(&Lab, &Node, &T)) {
     let Some(programs) = containerd::any().filter(|_| crate::lab::story::missing().is_none()) else {
         eprintln!("skipped: no containerd here, or no lab");
         return;
@@ -204,10 +213,9 @@ fn told(story: impl Fn(&Lab, &Node, &Published)) {
     for host in ["docker.io", REGISTRY] {
         lead_to(&lab.hosts_dir(), host, &lab.host()).unwrap();
     }
-    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let made = make(lab.images());
     let node = lab.node(&programs).alone().start().unwrap();
-    story(&lab, &node, &image);
-    Pulled::new(&lab, &node, &image).left_the_registry_once();
+    story(&lab, &node, &made);
 }
 
 /// `podman` or `buildah` with a place of its own, and `REGISTRY` by the mirror.

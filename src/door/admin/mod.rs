@@ -20,7 +20,7 @@ mod pull;
 mod status;
 mod token;
 
-use std::{future::Future, path::PathBuf, sync::Arc};
+use std::{convert::Infallible, future::Future, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -31,7 +31,10 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
 use prometheus_client::registry::Registry;
+use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
@@ -146,11 +149,17 @@ struct PullQuery {
 
 async fn order_pull(State(parts): State<Parts>, Query(query): Query<PullQuery>) -> Response {
     match query.image.parse() {
-        Ok(reference) => {
-            let lines = pull::pull(parts.preheats, parts.pulls, reference);
-            let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-            (kind, Body::from_stream(lines)).into_response()
-        }
+        Ok(reference) => json_lines(pull::pull(parts.preheats, parts.pulls, reference)),
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     }
+}
+
+/// An answer that goes on: one JSON line each.
+fn json_lines(lines: impl Stream<Item = impl Serialize> + Send + 'static) -> Response {
+    let lines = lines.map(|line| {
+        let mut json = serde_json::to_vec(&line).expect("lines are plain data");
+        json.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(json))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }

@@ -1,18 +1,14 @@
 //! `flotilla preheat`, and the same over HTTP: one JSON line at every change of a node.
 
-use std::convert::Infallible;
-
 use axum::{
-    body::Body,
     extract::{Query, State},
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
-use super::{BytesBySource, Parts};
+use super::{BytesBySource, Parts, json_lines};
 use crate::{
     mesh::Member,
     origin::Asker,
@@ -60,13 +56,12 @@ impl NodeLine {
             Standing::Done => ("done", None),
             Standing::Failed(reason) => ("failed", Some(reason.clone())),
         };
-        let bytes = progress.bytes;
         Self {
             node: member.name.clone(),
             zone: member.zone.clone(),
             state: state.to_owned(),
             bytes_total: progress.total,
-            bytes: BytesBySource { local: bytes.local, peer: bytes.peer, origin: bytes.origin },
+            bytes: progress.bytes.into(),
             reason,
         }
     }
@@ -80,10 +75,7 @@ pub(super) async fn order(State(parts): State<Parts>, Query(wish): Query<Wish>) 
     };
     let image = order.image.to_string();
     match parts.preheats.order(order).await {
-        Ok(ordered) => {
-            let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-            (kind, Body::from_stream(lines(image, ordered))).into_response()
-        }
+        Ok(ordered) => json_lines(lines(image, ordered)),
         Err(error) => (status_of(&error), chain_of(&error) + "\n").into_response(),
     }
 }
@@ -113,14 +105,10 @@ pub(super) fn status_of(error: &PreheatError) -> StatusCode {
     if matches!(error, PreheatError::Nobody(_)) { StatusCode::NOT_FOUND } else { StatusCode::BAD_GATEWAY }
 }
 
-fn lines(image: String, ordered: Ordered) -> impl stream::Stream<Item = Result<Bytes, Infallible>> + Send {
+fn lines(image: String, ordered: Ordered) -> impl Stream<Item = PreheatLine> + Send {
     let Ordered { root, nodes, news } = ordered;
     let nodes = nodes.into_iter().map(|member| member.name).collect();
     let first = PreheatLine::Image { image, digest: root.digest.to_string(), nodes };
     let rest = news.map(|(member, progress)| PreheatLine::Node(NodeLine::new(&member, &progress)));
-    stream::once(async move { first }).chain(rest).map(|line| {
-        let mut json = serde_json::to_vec(&line).expect("lines are plain data");
-        json.push(b'\n');
-        Ok(Bytes::from(json))
-    })
+    stream::once(async move { first }).chain(rest)
 }

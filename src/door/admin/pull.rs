@@ -1,7 +1,6 @@
 //! `flotilla pull IMAGE`: the layers of an image into this node's store, through the same pulls that containerd's
 //! layers take.
 
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +31,12 @@ pub struct LayerLine {
     pub reason: Option<String>,
 }
 
-/// Pulls the image's layers; yields a JSON line whenever one of them has moved on, and ends when all have ended.
+/// Pulls the image's layers; yields a line whenever one of them has moved on, and ends when all have ended.
 pub(super) fn pull(
     preheats: Preheats,
     pulls: Pulls,
     reference: Reference,
-) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
+) -> impl Stream<Item = PullLine> + Send + 'static {
     stream::once(async move {
         match preheats.layers(&reference).await {
             Ok(layers) => {
@@ -51,11 +50,6 @@ pub(super) fn pull(
         }
     })
     .flatten()
-    .map(|line| {
-        let mut json = serde_json::to_vec(&line).expect("lines are plain data");
-        json.push(b'\n');
-        Ok(Bytes::from(json))
-    })
 }
 
 /// The states of one pull until its last; holding the pull keeps it going.
@@ -80,7 +74,6 @@ fn line(status: &PullStatus) -> LayerLine {
         PullState::Proven => ("proven", None),
         PullState::Failed(reason) => ("failed", Some((*reason).to_owned())),
     };
-    let bytes =
-        BytesBySource { local: status.bytes.local, peer: status.bytes.peer, origin: status.bytes.origin };
-    LayerLine { digest: status.digest.to_string(), size: status.len, bytes, state: state.to_owned(), reason }
+    let (digest, bytes) = (status.digest.to_string(), status.bytes.into());
+    LayerLine { digest, size: status.len, bytes, state: state.to_owned(), reason }
 }

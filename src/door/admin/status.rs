@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::pull::BySource;
+
 /// What this node knows of itself and of the mesh.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -36,6 +38,12 @@ pub struct BytesBySource {
     pub local: u64,
     pub peer: u64,
     pub origin: u64,
+}
+
+impl From<BySource> for BytesBySource {
+    fn from(BySource { local, peer, origin }: BySource) -> Self {
+        Self { local, peer, origin }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

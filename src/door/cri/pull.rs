@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
 
 use crate::{
@@ -45,10 +44,11 @@ fn credential(auth: AuthConfig, image: &Reference) -> Option<Credential> {
     if !auth.identity_token.is_empty() {
         return Some(Credential::IdentityToken(auth.identity_token));
     }
-    let login = String::from_utf8(STANDARD.decode(auth.auth.trim()).ok()?).ok()?;
-    let (user, password) = login.split_once(':')?;
-    let password = password.trim_end_matches('\0');
-    Some(Credential::Password { user: user.to_owned(), password: password.to_owned() })
+    let mut login = Credential::from_login(&auth.auth)?;
+    if let Credential::Password { password, .. } = &mut login {
+        password.truncate(password.trim_end_matches('\0').len());
+    }
+    Some(login)
 }
 
 fn host_of(address: &str) -> &str {
@@ -61,6 +61,8 @@ fn host_of(address: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+
     use super::*;
     use crate::wire::cri::ImageSpec;
 

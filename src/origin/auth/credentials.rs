@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use parking_lot::Mutex;
 
@@ -30,6 +31,16 @@ pub enum Credential {
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credential(…)")
+    }
+}
+
+impl Credential {
+    /// `user:password` in base64, as Basic sends it.
+    #[must_use]
+    pub fn from_login(encoded: &str) -> Option<Self> {
+        let login = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+        let (user, password) = login.split_once(':')?;
+        Some(Self::Password { user: user.to_owned(), password: password.to_owned() })
     }
 }
 
@@ -128,12 +139,10 @@ fn complain(config: &Path, server: &str, error: &CredentialRetrievalError) {
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine as _;
-
     use super::*;
 
     fn auth(user: &str, password: &str) -> String {
-        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
+        STANDARD.encode(format!("{user}:{password}"))
     }
 
     async fn found(config: &str, authority: &str) -> Option<Credential> {
