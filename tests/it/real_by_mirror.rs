@@ -73,7 +73,7 @@ fn others_are_never_slowed_while_a_pull_comes_by_the_mirror(lab: &Lab, container
         took.entry(what).or_default().push(began.elapsed());
     };
     for number in 0..TRIES {
-        let key = format!("quick-{number}");
+        let key = format!("{}-{number}", lab.short_name());
         let run = ["run", "--rm", "--snapshotter", "flotilla", &name, &key, "/bin/echo", "it runs"];
         measure("prepare", &|| ctr(&["snapshots", "--snapshotter", "flotilla", "prepare", &key, &parent]));
         measure("remove", &|| ctr(&["snapshots", "--snapshotter", "flotilla", "rm", &key]));

@@ -165,7 +165,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// The cgroup of the lab's containers, which goes with the lab.
 pub(crate) fn cgroup(lab: &Lab) -> String {
-    format!("/{}", lab.dir().file_name().and_then(|name| name.to_str()).unwrap())
+    format!("/{}", lab.short_name())
 }
 
 /// Starts the node's containerd again as one that forgets layers once they are unpacked.

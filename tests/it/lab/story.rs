@@ -171,7 +171,8 @@ impl Lab {
         Ok(Network { switch, registry, place })
     }
 
-    fn short_name(&self) -> &str {
+    /// A name that no other lab has: runc's list of containers, for one, is the whole machine's.
+    pub(crate) fn short_name(&self) -> &str {
         self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
