@@ -21,7 +21,7 @@ usage: cargo xtask COMMAND
   test [FILTER]                setup, fmt, clippy, then every test
   demo [--nodes N] [--containerd PATH] [--keep]
                                nodes in network namespaces pull one image, with Flotilla and without
-  bench crowd [--nodes N] [--rounds R] [--scenario NAME[,NAME]] [--json FILE]
+  bench crowd [--nodes N] [--rounds R] [--mbit M] [--scenario NAME[,NAME]] [--json FILE]
                                crowds in every scenario, measured beside the same crowd without Flotilla
   sweep                        remove what demo --keep left up, and what killed tests left behind
   deb                          build the Debian package into target/debian/

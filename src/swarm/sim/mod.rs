@@ -159,6 +159,13 @@ impl Sim {
         times[((times.len() - 1) as f64 * share) as usize]
     }
 
+    /// How much the in-order reader of the middle node could have read when nine tenths were there, over F.
+    fn front(&self) -> f64 {
+        let mut fronts: Vec<f64> = self.nodes.iter().filter_map(|node| node.front_at_ninety).collect();
+        fronts.sort_by(f64::total_cmp);
+        fronts.get(fronts.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
     pub(super) fn everybody_holds_the_same(&self) -> bool {
         self.nodes.iter().all(|node| node.exchange.have() == self.nodes[0].exchange.have())
     }
@@ -194,7 +201,7 @@ impl Sim {
         let at = |share: f64| self.share_of_crowd(share);
         println!(
             "{}: p50 {:.3}, p99 {:.3}, max {:.3} x F/B (max {:.3} x optimum), origin {:.3} x F, cross {:.3} x F, \
-             {:.1} control entries a node",
+             {:.1} control entries a node, front {:.2} at 0.9 of F",
             self.plan,
             at(0.5),
             at(0.99),
@@ -203,6 +210,7 @@ impl Sim {
             self.origin_copies(),
             self.cross_copies(),
             self.control_entries as f64 / self.nodes.len() as f64,
+            self.front(),
         );
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Node {
     pub(super) unsaid: Vec<Report>,
     pub(super) said_at: u64,
     pub(super) unclosed: bool,
+    /// What the in-order reader could have read when nine tenths were here, as a share of all.
+    pub(super) front_at_ninety: Option<f64>,
     pub(super) finished: Option<u64>,
     pub(super) failed: Option<String>,
     pub(super) convicted: BTreeSet<String>,
@@ -95,6 +97,7 @@ impl Node {
             unsaid: Vec::new(),
             said_at: 0,
             unclosed: false,
+            front_at_ninety: None,
             finished: node.seeded.then_some(0),
             failed: None,
             convicted: BTreeSet::new(),

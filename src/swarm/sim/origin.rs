@@ -124,7 +124,12 @@ impl Sim {
         }
         let is_full = node.exchange.have().is_full();
         if !is_full {
-            node.exchange.front(node.exchange.have().prefix_len());
+            let (have, all) = (node.exchange.have(), self.layout.count());
+            let front = have.prefix_len();
+            if have.len() * 10 >= all * 9 && node.front_at_ninety.is_none() {
+                node.front_at_ninety = Some(f64::from(front) / f64::from(all));
+            }
+            node.exchange.front(front);
             node.unclosed = false;
             return;
         }

@@ -20,7 +20,7 @@ pub(crate) const SHAPE_100_MBIT: &str = "rate 100mbit burst 128kb latency 50ms";
 /// The bridge.
 pub(crate) struct Switch {
     lab: String,
-    shape: Option<&'static str>,
+    shape: Option<String>,
 }
 
 /// A namespace plugged into the bridge.
@@ -40,8 +40,8 @@ pub(crate) struct Traffic {
 
 impl Switch {
     /// `lab` is the lab's short name, the beginning of every namespace's.
-    pub(crate) fn new(lab: &str, shape: Option<&'static str>) -> Result<Switch> {
-        let switch = Switch { lab: lab.to_owned(), shape };
+    pub(crate) fn new(lab: &str, shape: Option<&str>) -> Result<Switch> {
+        let switch = Switch { lab: lab.to_owned(), shape: shape.map(str::to_owned) };
         let name = switch.name();
         ip(&format!("netns add {name}"))?;
         ip(&format!("-n {name} link add br0 type bridge forward_delay 0 mcast_snooping 0"))?;
@@ -92,7 +92,7 @@ impl Switch {
         ip(&format!("-n {name} addr add {address}/16 dev eth0"))?;
         ip(&format!("-n {name} link set eth0 up"))?;
         ip(&format!("-n {name} link set lo up"))?;
-        if let Some(shape) = self.shape {
+        if let Some(shape) = &self.shape {
             tc(&format!("-n {name} qdisc add dev eth0 root tbf {shape}"))?;
             tc(&format!("-n {switch} qdisc add dev n{index} root tbf {shape}"))?;
         }

@@ -162,7 +162,7 @@ impl Lab {
 
     /// A network of namespaces for nodes, its links shaped as `tc`'s tbf is told, with a registry in it that
     /// has the same images.
-    pub(crate) fn network(&self, shape: Option<&'static str>) -> Result<Network> {
+    pub(crate) fn network(&self, shape: Option<&str>) -> Result<Network> {
         let switch = Switch::new(self.short_name(), shape)?;
         let place = switch.plug("registry", 250)?;
         let root = self.dir.join("blobs").display().to_string();

@@ -25,15 +25,21 @@ use crate::{
 };
 use nodes::{Plan, Way};
 use round::Round;
-use scenario::{ALL, Links, Scenario};
+pub use scenario::Rate;
+use scenario::{ALL, Links, RATE, Scenario};
 
 /// Addresses are bytes, and the registry has one of them.
 const NODES_MAX: u8 = 100;
+
+/// Below it ten seconds are an image of no size, above it one that the demo's files cannot fill.
+const MBIT_MIN: u32 = 10;
+const MBIT_MAX: u32 = 100;
 
 /// What the command line says.
 struct Arguments {
     nodes: u8,
     rounds: u32,
+    rate: Rate,
     scenarios: Vec<Scenario>,
     json: Option<PathBuf>,
 }
@@ -51,6 +57,7 @@ struct Bench {
     programs: Programs,
     facts: Row,
     rounds: u32,
+    rate: Rate,
     direct: Vec<Direct>,
 }
 
@@ -64,12 +71,13 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let facts = machine::facts(&node::flotilla_program(), &programs)?;
     sweep::leftovers(false);
     let sweeper = Sweeper::start()?;
-    let mut bench = Bench { programs, facts, rounds: arguments.rounds, direct: Vec::new() };
+    let Arguments { rounds, rate, .. } = arguments;
+    let mut bench = Bench { programs, facts, rounds, rate, direct: Vec::new() };
     let mut rows = Vec::new();
     let mut good = true;
     println!("{}", report::HEAD);
     for scenario in &arguments.scenarios {
-        let nodes = if scenario.lone { 1 } else { arguments.nodes };
+        let nodes = scenario.nodes.unwrap_or(arguments.nodes);
         let (row, failed) = bench.scenario(scenario, nodes)?;
         good &= !failed;
         rows.push(row);
@@ -86,7 +94,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
 impl Bench {
     /// The row of a scenario, and whether anything failed in it.
     fn scenario(&mut self, scenario: &Scenario, nodes: u8) -> Result<(Row, bool)> {
-        let image = Image::get(scenario.shape)?;
+        let image = Image::get(scenario.shape, self.rate)?;
         let plan = |way| Plan { way, scenario, image: &image, nodes, programs: &self.programs };
         let rounds =
             (0..self.rounds).map(|_| round::run(&plan(Way::Flotilla))).collect::<Result<Vec<Round>>>()?;
@@ -107,7 +115,7 @@ impl Bench {
             Some(at) => at,
             None => {
                 let links = if shaped { Links::Equal } else { Links::Unshaped };
-                let scenario = Scenario { links, lone: scenario.lone, shape: image.shape, ..ALL[0] };
+                let scenario = Scenario { links, nodes: scenario.nodes, shape: image.shape, ..ALL[0] };
                 let plan =
                     Plan { way: Way::Direct, scenario: &scenario, image, nodes, programs: &self.programs };
                 // A crowd that shares one link for minutes is steady; one that is over in moments is not.
@@ -122,7 +130,7 @@ impl Bench {
 }
 
 fn parse(arguments: &[String]) -> Result<Arguments> {
-    let mut parsed = Arguments { nodes: 8, rounds: 3, scenarios: ALL.to_vec(), json: None };
+    let mut parsed = Arguments { nodes: 8, rounds: 3, rate: RATE, scenarios: ALL.to_vec(), json: None };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{argument} wants a value"))?;
@@ -135,12 +143,17 @@ fn parse(arguments: &[String]) -> Result<Arguments> {
                 let fits = value.parse().ok().filter(|count| *count > 0);
                 parsed.rounds = fits.ok_or("--rounds wants a number from 1 on")?;
             }
+            "--mbit" => {
+                let fits = value.parse().ok().filter(|mbit| (MBIT_MIN..=MBIT_MAX).contains(mbit));
+                let wants = || format!("--mbit wants a link's rate from {MBIT_MIN} to {MBIT_MAX}");
+                parsed.rate = Rate::of_mbit(fits.ok_or_else(wants)?);
+            }
             "--scenario" => {
                 parsed.scenarios = value.split(',').map(by_name).collect::<Result<_>>()?;
             }
             "--json" => parsed.json = Some(value.into()),
             other => {
-                let known = "--nodes, --rounds, --scenario and --json";
+                let known = "--nodes, --rounds, --mbit, --scenario and --json";
                 return Err(format!("bench crowd knows no {other}; it takes {known}").into());
             }
         }

@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use super::crowd::Rate;
 use crate::{
     demo_image,
     lab::Result,
@@ -16,7 +17,7 @@ use crate::{
 /// How an image's bytes are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// F / B is ten seconds on a link of 100 Mbit/s.
+    /// F / B is ten seconds.
     One,
     /// The same files.
     Four,
@@ -24,6 +25,8 @@ pub enum Shape {
     Hundred,
     /// Three layers of 100 KB.
     Tiny,
+    /// Sixteen large ones.
+    Sixteen,
 }
 
 /// A layer's digest and bytes.
@@ -39,6 +42,7 @@ pub struct Image {
     /// The registry's folder.
     pub root: PathBuf,
     pub shape: Shape,
+    pub rate: Rate,
     pub layers: Vec<Layer>,
     /// Layers, config and manifest.
     pub bytes: u64,
@@ -54,6 +58,7 @@ impl Shape {
             Shape::Four => "four layers",
             Shape::Hundred => "100 small layers",
             Shape::Tiny => "tiny",
+            Shape::Sixteen => "sixteen layers",
         }
     }
 
@@ -64,26 +69,38 @@ impl Shape {
             Shape::Four => "bench/four",
             Shape::Hundred => "bench/hundred",
             Shape::Tiny => "bench/tiny",
+            Shape::Sixteen => "bench/sixteen",
         }
     }
 
-    fn cut(self) -> [&'static str; 6] {
-        match self {
-            Shape::One => ["--bytes", "128000000", "--layers", "1", "--file-max", "100000000"],
-            Shape::Four => ["--bytes", "128000000", "--layers", "4", "--file-max", "100000000"],
-            Shape::Hundred => ["--bytes", "10000000", "--layers", "100", "--file-max", "50000"],
-            Shape::Tiny => ["--bytes", "335000", "--layers", "3", "--file-max", "20000"],
-        }
+    /// Bytes, layers, and the size above which a file is left out. Those that links are measured with last ten
+    /// seconds on each of them.
+    fn cut(self, rate: Rate) -> [String; 6] {
+        let [bytes, layers, file_max] = match self {
+            Shape::One => [rate.mbit() * 1_280_000, 1, rate.mbit() * 1_000_000],
+            Shape::Four => [rate.mbit() * 1_280_000, 4, rate.mbit() * 1_000_000],
+            Shape::Hundred => [10_000_000, 100, 50_000],
+            Shape::Tiny => [335_000, 3, 20_000],
+            Shape::Sixteen => [128_000_000, 16, 8_000_000],
+        };
+        let [bytes, layers, file_max] = [bytes, layers, file_max].map(|number| number.to_string());
+        ["--bytes".into(), bytes, "--layers".into(), layers, "--file-max".into(), file_max]
+    }
+
+    /// Whether its size depends on the links it is for.
+    fn is_scaled(self) -> bool {
+        matches!(self, Shape::One | Shape::Four)
     }
 }
 
 impl Image {
     /// Makes the image, or takes it from the cache.
-    pub fn get(shape: Shape) -> Result<Image> {
-        let place = cache()?.join(shape.repository());
+    pub fn get(shape: Shape, rate: Rate) -> Result<Image> {
+        let scale = if shape.is_scaled() { format!("-{}-mbit", rate.mbit()) } else { String::new() };
+        let place = cache()?.join(shape.repository().to_owned() + &scale);
         if !place.join(FACTS).exists() {
             let demo = demo_image::get()?;
-            parts::step(&format!("image of {}", shape.word()), || make(shape, &demo, &place))?;
+            parts::step(&format!("image of {}", shape.word()), || make(shape, rate, &demo, &place))?;
         }
         let facts = fs::read_to_string(place.join(FACTS))
             .map_err(|error| format!("reading the facts of {}: {error}", place.display()))?;
@@ -94,12 +111,12 @@ impl Image {
         let (bytes, layers) = facts.split_once('\n').ok_or("an image without layers")?;
         let bytes = bytes.parse().map_err(|error| format!("the size of {}: {error}", place.display()))?;
         let layers = layers.lines().filter_map(layer).collect();
-        Ok(Image { root: place.join("registry"), shape, layers, bytes })
+        Ok(Image { root: place.join("registry"), shape, rate, layers, bytes })
     }
 
-    /// Pieces of 1 MiB, the length for blobs of up to 1 GiB.
+    /// Pieces of 256 KiB, the length for blobs of up to 256 MiB.
     pub fn pieces(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.bytes.div_ceil(1 << 20)).sum()
+        self.layers.iter().map(|layer| layer.bytes.div_ceil(256 << 10)).sum()
     }
 
     /// The layer with the most bytes.
@@ -113,12 +130,12 @@ impl Image {
     }
 }
 
-fn make(shape: Shape, demo: &demo_image::Image, place: &Path) -> Result<Outcome> {
+fn make(shape: Shape, rate: Rate, demo: &demo_image::Image, place: &Path) -> Result<Outcome> {
     let registry = place.join("registry");
     let _left_by_a_run_that_was_cut_short = fs::remove_dir_all(&registry);
     quiet(writer(&registry).arg("pause"))?;
     let mut cut = writer(&registry);
-    cut.args(["cut", &format!("{}:v1", shape.repository())]).args(shape.cut());
+    cut.args(["cut", &format!("{}:v1", shape.repository())]).args(shape.cut(rate));
     for digest in &demo.layers {
         let hex = digest.trim_start_matches("sha256:");
         let blobs = demo.root.join("docker/registry/v2/blobs/sha256");

@@ -179,10 +179,15 @@ impl Member {
         self.daemon.as_mut()?.process().ok()
     }
 
+    /// Has the image before the crowd comes.
+    pub fn have(&self, image: &str) -> Result<()> {
+        let daemon = self.daemon.as_ref().ok_or("no daemon that keeps anything")?;
+        output(daemon.command(&["pull", image])).map(|_| ())
+    }
+
     /// Has the image before the crowd comes, and a few wrong bytes in the copy of a layer.
     pub fn rot(&self, image: &str, digest: &str) -> Result<()> {
-        let daemon = self.daemon.as_ref().ok_or("no daemon that keeps anything")?;
-        output(daemon.command(&["pull", image]))?;
+        self.have(image)?;
         let path = self.stored(digest);
         flip(&path).map_err(|error| format!("spoiling {}: {error}", path.display()).into())
     }

@@ -27,7 +27,7 @@ use crate::{
     lab::{
         Result,
         containerd::{self, Programs},
-        net::{Namespace, SHAPE_100_MBIT, Switch},
+        net::{Namespace, Switch},
         new_lab,
         node::MESH_PORT,
         process::PATIENCE,
@@ -42,9 +42,6 @@ const REGISTRY_INDEX: u8 = 250;
 
 /// Nodes with a containerd; the others do without, since a dozen of them would be limited by two cores.
 const CONTAINERDS: usize = 2;
-
-/// `scenario::QUARTER` for `tc`; half of the burst keeps the timer's grain from costing rate.
-const SHAPE_25_MBIT: &str = "rate 25mbit burst 64kb latency 50ms";
 
 /// How often daemons are asked whether they have met; they have no event for it.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -95,6 +92,10 @@ impl Plan<'_> {
             Some(Part::Sound) => 2,
             Some(_) | None => 3,
         };
+        if self.scenario.seeded {
+            // What is measured there is what passes between daemons.
+            return Vec::new();
+        }
         let mut order: Vec<usize> = (0..parts.len()).collect();
         // Equals stay in their order.
         order.sort_by_key(rank);
@@ -135,13 +136,14 @@ impl Crowd {
         quiet(Command::new("mount").args(["-t", "tmpfs", "-o", "size=75%", "bench"]).arg(dir))?;
         let lab = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let links = plan.scenario.links;
-        let switch = Switch::new(lab, (links != Links::Unshaped).then_some(SHAPE_100_MBIT))?;
+        let shaped = (links != Links::Unshaped).then(|| plan.image.rate.shape());
+        let switch = Switch::new(lab, shaped.as_deref())?;
         if links == Links::TwoZones {
-            switch.add_zone(SHAPE_25_MBIT)?;
+            switch.add_zone(&plan.image.rate.quarter().shape())?;
         }
         let registry_network = switch.plug("registry", REGISTRY_INDEX)?;
         if links == Links::SlowRegistry {
-            registry_network.shape_sending(SHAPE_25_MBIT)?;
+            registry_network.shape_sending(&plan.image.rate.quarter().shape())?;
         }
         let root = plan.image.root.display().to_string();
         let registry = Registry::start(&root, dir.join("registry"), Some(&registry_network))?;
@@ -178,6 +180,11 @@ impl Crowd {
             }
         }
         Ok(())
+    }
+
+    /// The first node has the image before the others.
+    pub fn seed(&self) -> Result<()> {
+        self.members.first().map_or(Ok(()), |member| member.have(&self.image))
     }
 
     /// What goes wrong before anybody pulls: a store rots.

@@ -44,6 +44,7 @@ impl About<'_> {
             .set("rounds", self.rounds.len() as u64)
             .set("image", scenario.shape.word())
             .set("image_bytes", self.image.bytes)
+            .set("link_mbit", u64::from(self.image.rate.mbit()))
             .set("bound_s", bound)
             .figure("makespan_s", each(self.rounds, |round| round.makespan_s))
             .figure("makespan_over_bound", each(self.rounds, |round| round.makespan_s / bound))

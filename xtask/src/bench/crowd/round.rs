@@ -51,6 +51,9 @@ pub fn run(plan: &Plan) -> Result<Round> {
     let mut crowd = Crowd::start(plan)?;
     if plan.way == Way::Flotilla {
         crowd.spoil(plan.image)?;
+        if plan.scenario.seeded {
+            crowd.seed()?;
+        }
     }
     let before = Counted::now(plan, &mut crowd)?;
     let clients =
@@ -74,6 +77,9 @@ pub fn run(plan: &Plan) -> Result<Round> {
     }
     failures.extend(verdict::spread(pulled.spread));
     let mut shares = pulled.shares.clone();
+    if plan.scenario.seeded {
+        shares.push(("cpu_s_per_gb_both_ends", cpu_s_per_gb * f64::from(plan.nodes)));
+    }
     if plan.scenario.links == Links::TwoZones {
         shares.push((
             "cross_zone_bytes_over_image",

@@ -5,11 +5,39 @@ use std::time::Duration;
 use super::fault::Fault;
 use crate::bench::image::{Image, Shape};
 
-/// A link's rate in bytes a second: 100 Mbit/s.
-pub const LINK: f64 = 12.5e6;
+/// How fast the links of a crowd are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    kbit: u32,
+}
 
-/// The slow registry's and the thin link's rate.
-pub const QUARTER: f64 = LINK / 4.0;
+/// Eight nodes on these links are what two cores carry without being the limit.
+pub const RATE: Rate = Rate { kbit: 50_000 };
+
+impl Rate {
+    pub fn of_mbit(mbit: u32) -> Rate {
+        Rate { kbit: mbit * 1000 }
+    }
+
+    pub fn mbit(self) -> u32 {
+        self.kbit / 1000
+    }
+
+    pub fn bytes_per_s(self) -> f64 {
+        f64::from(self.kbit) * 125.0
+    }
+
+    /// That of the slow registry and of the thin link.
+    pub fn quarter(self) -> Rate {
+        Rate { kbit: self.kbit / 4 }
+    }
+
+    /// For `tc`: the burst is 10 ms worth, which keeps tbf from losing rate to the timer's grain, but 16 KiB at least.
+    pub fn shape(self) -> String {
+        let burst = (self.kbit * 10 / 8).max(16 << 10);
+        format!("rate {}kbit burst {burst}b latency 50ms", self.kbit)
+    }
+}
 
 /// A trickle lets a node go this long after the one before.
 pub const TRICKLE: Duration = Duration::from_secs(1);
@@ -22,8 +50,10 @@ pub struct Scenario {
     pub release: Release,
     pub links: Links,
     pub fault: Fault,
-    /// One node, whatever the command line says.
-    pub lone: bool,
+    /// As many nodes, whatever the command line says.
+    pub nodes: Option<u8>,
+    /// The first node has the image before the others pull it.
+    pub seeded: bool,
 }
 
 /// When nodes start to pull.
@@ -54,11 +84,12 @@ const COLD: Scenario = Scenario {
     release: Release::Together,
     links: Links::Equal,
     fault: Fault::None,
-    lone: false,
+    nodes: None,
+    seeded: false,
 };
 
 /// All scenarios, in the order of the table.
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 19] = [
     COLD,
     Scenario { name: "cold-4", shape: Shape::Four, ..COLD },
     Scenario { name: "rolling", release: Release::Rolling, ..COLD },
@@ -73,9 +104,11 @@ pub const ALL: [Scenario; 17] = [
     Scenario { name: "stalled-peer", fault: Fault::StalledPeer, ..COLD },
     Scenario { name: "tracker-killed", fault: Fault::TrackerKilled, ..COLD },
     Scenario { name: "killed-10", fault: Fault::KilledTenth, ..COLD },
-    Scenario { name: "alone", lone: true, ..COLD },
-    Scenario { name: "alone-unshaped", links: Links::Unshaped, lone: true, ..COLD },
-    Scenario { name: "tiny", shape: Shape::Tiny, lone: true, ..COLD },
+    Scenario { name: "alone", nodes: Some(1), ..COLD },
+    Scenario { name: "alone-unshaped", links: Links::Unshaped, nodes: Some(1), ..COLD },
+    Scenario { name: "tiny", shape: Shape::Tiny, nodes: Some(1), ..COLD },
+    Scenario { name: "pulls-16", shape: Shape::Sixteen, links: Links::Unshaped, nodes: Some(1), ..COLD },
+    Scenario { name: "relay", links: Links::Unshaped, nodes: Some(2), seeded: true, ..COLD },
 ];
 
 impl Scenario {
@@ -95,13 +128,13 @@ impl Scenario {
     /// F / B for nodes that go together; once a wave for waves; behind the last release for a trickle; F over the
     /// slow link where there is one, since every byte crosses it.
     pub fn bound_s(&self, image: &Image, nodes: u8) -> Option<f64> {
-        let over = |rate: f64| bytes(image) / rate;
+        let over = |rate: Rate| bytes(image) / rate.bytes_per_s();
         let once = match self.links {
-            Links::Equal => over(LINK),
-            Links::SlowRegistry => over(QUARTER),
+            Links::Equal => over(image.rate),
+            Links::SlowRegistry => over(image.rate.quarter()),
             // A lone zone has no thin link to cross.
-            Links::TwoZones if nodes > 1 => over(QUARTER),
-            Links::TwoZones => over(LINK),
+            Links::TwoZones if nodes > 1 => over(image.rate.quarter()),
+            Links::TwoZones => over(image.rate),
             Links::Unshaped => return None,
         };
         let waves = self.waves(nodes).len();
@@ -115,7 +148,9 @@ impl Scenario {
     /// What pieces cost beyond the bound: `floor(log2 N)` of them, each sent over one link.
     pub fn optimum_s(&self, image: &Image, nodes: u8) -> Option<f64> {
         let doublings = f64::from(nodes.max(1).ilog2());
-        let piece = bytes(image) / LINK / count(usize::try_from(image.pieces()).unwrap_or(usize::MAX));
+        let piece = bytes(image)
+            / image.rate.bytes_per_s()
+            / count(usize::try_from(image.pieces()).unwrap_or(usize::MAX));
         self.bound_s(image, nodes).map(|bound| bound + doublings * piece)
     }
 }
@@ -132,12 +167,12 @@ fn count(number: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALL, COLD, Image, Links, Release, Scenario};
+    use super::{ALL, COLD, Image, Links, RATE, Rate, Release, Scenario};
     use crate::bench::image::{Layer, Shape};
 
     fn image() -> Image {
-        let layers = vec![Layer { digest: String::new(), bytes: 64 << 20 }];
-        Image { root: "/".into(), shape: Shape::One, layers, bytes: 125_000_000 }
+        let layers = vec![Layer { digest: String::new(), bytes: 16 << 20 }];
+        Image { root: "/".into(), shape: Shape::One, rate: RATE, layers, bytes: 62_500_000 }
     }
 
     #[test]
@@ -160,6 +195,12 @@ mod tests {
         assert_eq!(rolling.waves(3), [[0], [1], [2]]);
         assert_eq!(COLD.waves(3), [[0, 1, 2]]);
         assert_eq!(Scenario { release: Release::Trickle, ..COLD }.waves(2), [[0], [1]]);
+    }
+
+    #[test]
+    fn tc_reads_rates_and_bursts() {
+        assert_eq!(Rate::of_mbit(100).shape(), "rate 100000kbit burst 125000b latency 50ms");
+        assert_eq!(RATE.quarter().shape(), "rate 12500kbit burst 16384b latency 50ms");
     }
 
     #[test]
