@@ -22,8 +22,11 @@ const READERS_MAX: usize = 6;
 const RUNS_ALONE: usize = 4;
 /// Bytes of the longest lease: what its loss costs at most.
 const RUN_BYTES_MAX: u64 = 32 << 20;
-/// Every reader gets about this many leases, so that the last ones end together.
+/// Every reader gets about this many leases, and of what is left at the end at most half of its share, so that the last
+/// ones end together: in real crowds of 8 on 50 Mbit/s the registry's link carried half of its rate in the last second
+/// when they did not.
 const LEASES_EACH: u32 = 8;
+const LEASES_OF_THE_REST: usize = 2;
 /// Readers that are refused for good before the swarm believes it: each may have other credentials.
 const REFUSALS_MAX: usize = 8;
 /// Failures in a row, of any reader, before the origin counts as gone. Each call retried inside already.
@@ -215,7 +218,10 @@ impl Swarm {
             true => count,
             false => {
                 let most = u32::try_from(RUN_BYTES_MAX / self.layout.piece_len()).expect("a few pieces");
-                self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most)
+                let len = self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most);
+                let parts = LEASES_OF_THE_REST * READERS_MAX;
+                let rest = (start..count).filter(|&index| is_free(index)).take(len as usize * parts).count();
+                len.min(u32::try_from(rest / parts).expect("no more than the length")).max(1)
             }
         };
         let end = (start..count.min(start + len_max)).take_while(|&index| is_free(index)).last()? + 1;
