@@ -24,10 +24,11 @@ const BYTES_MAX: u64 = 16 << 20;
 /// nodes is 1.23 x F/B with two and 1.35 with one.
 const EACH_MIN: u32 = 2;
 /// Pieces ahead of the in-order reader that come first, a few requests at a time; the rest goes by rarity. When nine
-/// tenths of a blob that all others hold are here, the reader could have read 0.12, 0.30 and 0.43 of it with 1, 4 and 8
-/// requests (simulated); a cold crowd takes what there is as it comes, and its reader has 0.88 with any of them.
+/// tenths of a blob that all others hold are here, the reader could have read 0.12, 0.21, 0.30 and 0.43 of it with 1, 2,
+/// 4 and 8 requests; a cold crowd of 8 takes what there is as it comes, and its reader has 0.88 with any of them, but one
+/// of 100 is done after 1.28, 1.28, 1.30 and 1.31 x F/B (simulated).
 const SOON: u32 = 8;
-const SOON_REQUESTS: usize = 4;
+const SOON_REQUESTS: usize = 2;
 /// A request is a straggler when it takes so many times what pieces take here, and at least this long.
 const STRAGGLER_TIMES: u32 = 3;
 const STRAGGLER_MIN: Duration = Duration::from_millis(300);
