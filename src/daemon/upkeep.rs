@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    containerd::Client,
+    containerd::{Client, VersionError},
     layer::Layers,
     snapshot::Snapshots,
-    store::{Linked, Store, Swept},
+    store::{Store, Swept},
 };
 
 /// How often the store looks at its limits: bytes that containerd has dropped on a full disk are to be free within
@@ -77,11 +77,16 @@ pub(super) async fn watch_containerd(
             }
             Err(error) => {
                 let reason = crate::pull::chain_of(&error);
-                if before != Some(false) {
-                    tracing::warn!(
-                        reason,
+                let line = match &error {
+                    VersionError::Call(_) => {
                         "containerd does not answer yet; pulls go on without interception"
-                    );
+                    }
+                    VersionError::TooOld(_) | VersionError::Unreadable(_) => {
+                        "this containerd's pulls are left to it"
+                    }
+                };
+                if before != Some(false) {
+                    tracing::warn!(reason, "{line}");
                 }
                 Some(reason)
             }
@@ -94,15 +99,7 @@ pub(super) async fn watch_containerd(
 /// One copy of a blob on disk takes a hard link between containerd's store and ours.
 async fn say_whether_links_work(client: &Client, store: &Store) {
     let Ok(root) = client.content_root().await else { return };
-    match store.links_with(&root) {
-        Ok(Linked::Linked) => {}
-        Ok(Linked::Copied) => tracing::warn!(
-            content = %root.display(),
-            "node.data_dir is on another file system or mount than containerd's content: every blob that is pulled \
-             takes its space twice; put node.data_dir on that file system"
-        ),
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "cannot compare file systems")
-        }
+    if let Err(error) = store.links_with(&root) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "cannot compare file systems");
     }
 }

@@ -31,6 +31,17 @@ const LEASE_FOR: Duration = Duration::from_secs(3600);
 pub(super) struct OwnLease {
     namespace: String,
     id: String,
+    /// What is written under it.
+    job: Weak<Job>,
+}
+
+impl OwnLease {
+    /// The one that a job has, if it is ours.
+    fn of(job: &Arc<Job>) -> Option<Self> {
+        let id = own_lease(job);
+        let namespace = job.order.namespace.clone();
+        (job.lease().as_ref() == Some(&id)).then(|| Self { namespace, id, job: Arc::downgrade(job) })
+    }
 }
 
 impl Layers {
@@ -49,7 +60,10 @@ impl Layers {
                     outcomes.insert(job.order.index, Held::Mirrored);
                     continue;
                 }
-                Content::Unwanted => self.write_after_all(&job, request).await,
+                Content::Unwanted => {
+                    // A failure is logged there, and leaves containerd to fetch the layer.
+                    let _ = self.write_after_all(&job, request).await;
+                }
                 Content::Pending => {
                     self.lease_until_unpacked(&job, request).await;
                     job.hand_over();
@@ -109,19 +123,22 @@ impl Layers {
         });
     }
 
-    /// A layer of an image that discards its layers, proven and handed over: its blob is written all the same.
-    async fn write_after_all(&self, job: &Arc<Job>, request: &Request) {
+    /// A layer of an image that discards its layers, proven and handed over: its blob is written all the same. Answers
+    /// with the word for a metric where it fails.
+    pub(super) async fn write_after_all(
+        &self,
+        job: &Arc<Job>,
+        request: &Request,
+    ) -> Result<(), &'static str> {
         self.lease_until_unpacked(job, request).await;
         job.hand_over();
-        if let Ok(blob) = job.pull.proven().await {
-            // A failure is logged there, and leaves containerd to fetch the layer.
-            let _ = ingest(&self.parts, &job.order, job.lease(), blob).await;
-        }
+        let blob = job.pull.proven().await.map_err(|error| error.reason())?;
+        ingest(&self.parts, &job.order, job.lease(), blob).await
     }
 
     /// Where nothing else keeps a blob from being collected before it is unpacked, and the caller has no lease, it
     /// gets one of ours.
-    async fn lease_until_unpacked(&self, job: &Job, request: &Request) {
+    pub(super) async fn lease_until_unpacked(&self, job: &Job, request: &Request) {
         if !job.order.image.discard_unpacked || request.lease.is_some() || job.lease().is_some() {
             return;
         }
@@ -136,24 +153,33 @@ impl Layers {
     }
 
     /// containerd unpacks the layer under this request's key: a lease of ours lives until that key is gone.
-    pub(super) fn await_unpacking(&self, job: &Job, request: &Request) {
-        let id = own_lease(job);
-        if job.lease().as_ref() == Some(&id) {
-            let lease = OwnLease { namespace: job.order.namespace.clone(), id };
+    pub(super) fn await_unpacking(&self, job: &Arc<Job>, request: &Request) {
+        if let Some(lease) = OwnLease::of(job) {
             self.leases.lock().entry(request.key.clone()).or_default().push(lease);
         }
     }
 
+    /// containerd has nothing of this job's to unpack.
+    pub(super) fn release_lease_of(&self, job: &Arc<Job>) {
+        OwnLease::of(job).into_iter().for_each(|lease| self.release(lease));
+    }
+
     pub(super) fn release_leases(&self, key: &str) {
-        for lease in self.leases.lock().remove(key).unwrap_or_default() {
-            let namespace = self.parts.containerd.namespace(&lease.namespace);
-            self.parts.tasks.spawn(async move {
-                if let Err(error) = namespace.delete_lease(&lease.id).await {
-                    // It expires by itself.
-                    tracing::debug!(error = &error as &dyn std::error::Error, "lease not released");
-                }
-            });
+        let leases = self.leases.lock().remove(key).unwrap_or_default();
+        leases.into_iter().for_each(|lease| self.release(lease));
+    }
+
+    fn release(&self, lease: OwnLease) {
+        if let Some(job) = lease.job.upgrade() {
+            job.forget_lease(&lease.id);
         }
+        let namespace = self.parts.containerd.namespace(&lease.namespace);
+        self.parts.tasks.spawn(async move {
+            if let Err(error) = namespace.delete_lease(&lease.id).await {
+                // It expires by itself.
+                tracing::debug!(error = &error as &dyn std::error::Error, "lease not released");
+            }
+        });
     }
 
     /// Counts the layers whose hold ended before their blob was there: containerd fetches those by itself.
@@ -191,9 +217,10 @@ fn is_left_to_mirror(mirrored: bool, followed: bool) -> bool {
     mirrored && !followed
 }
 
-/// The name of our lease for one layer of one namespace.
+/// The name of our lease for one layer of one namespace. An image may have a layer twice, and each is unpacked by itself.
 fn own_lease(job: &Job) -> String {
-    format!("flotilla-{}", job.order.layer().descriptor.digest.hex())
+    let layer = job.order.layer();
+    format!("flotilla-{}-{}", layer.chain_id.hex(), layer.descriptor.digest.hex())
 }
 
 #[cfg(test)]

@@ -111,8 +111,20 @@ impl Layers {
         Arc::clone(pull)
     }
 
-    /// The budget of one pull. With containerd's version the limits of holds become known, too.
     async fn budget(&self) -> Duration {
+        self.known_budget().await.unwrap_or(BUDGET_2)
+    }
+
+    /// What is wrong with containerd's version, if it tells one that does not do.
+    pub(super) async fn unfit_containerd(&self) -> Option<VersionError> {
+        match self.known_budget().await {
+            Ok(_) | Err(VersionError::Call(_)) => None,
+            Err(unfit @ (VersionError::TooOld(_) | VersionError::Unreadable(_))) => Some(unfit),
+        }
+    }
+
+    /// The budget of one pull. With containerd's version the limits of holds become known, too.
+    async fn known_budget(&self) -> Result<Duration, VersionError> {
         let known = self.budget.get_or_try_init(async || {
             let version = self.parts.containerd.version().await?;
             let by_version = Limits::of(&version);
@@ -124,7 +136,7 @@ impl Layers {
             let budget = self.settings.prepare_budget.unwrap_or(if slowed { BUDGET_1 } else { BUDGET_2 });
             Ok::<_, VersionError>(budget)
         });
-        known.await.copied().unwrap_or(BUDGET_2)
+        known.await.copied()
     }
 
     /// Starts every layer from `first` on that is not being made yet.

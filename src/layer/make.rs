@@ -230,6 +230,11 @@ impl Job {
         }
     }
 
+    /// That lease is gone.
+    pub(super) fn forget_lease(&self, id: &str) {
+        self.lease.lock().take_if(|lease| lease == id);
+    }
+
     pub(super) fn set_awaited(&self) {
         self.awaited.store(true, Ordering::Release);
     }

@@ -123,6 +123,9 @@ pub struct Layers {
 /// The reason of a layer that was handed over to be fetched from our mirror: no ref is held for it.
 const BY_MIRROR: &str = "mirror";
 
+/// The reason of a layer whose containerd is older than Flotilla knows.
+const UNFIT_CONTAINERD: &str = "containerd_version";
+
 type JobKey = (String, Digest, Digest);
 
 /// Tells the holder when containerd has gone away from a Prepare that was waiting.
@@ -158,18 +161,14 @@ impl Layers {
     pub async fn prepare(&self, request: &Request) -> Answer {
         let Some(target) = request.target.as_deref() else { return Answer::Mounts };
         let began = Instant::now();
+        if let Some(unfit) = self.unfit_containerd().await {
+            self.decline(request, target, UNFIT_CONTAINERD, &unfit);
+            return Answer::Mounts;
+        }
         let found = match self.parts.catalog.find(&request.namespace, target, &request.labels).await {
             Ok(found) => found,
             Err(declined) => {
-                self.parts.metrics.count(Outcome::Declined, declined.reason());
-                tracing::info!(
-                    namespace = request.namespace,
-                    chain_id = target,
-                    outcome = "declined",
-                    reason = declined.reason(),
-                    error = &declined as &dyn std::error::Error,
-                    "layer"
-                );
+                self.decline(request, target, declined.reason(), &declined);
                 return Answer::Mounts;
             }
         };
@@ -232,8 +231,11 @@ impl Layers {
             Some(outcome) => outcome,
             None => self.out_of_budget(&pull, &job, request).await,
         };
-        if outcome.0 == Outcome::HandedOver {
-            self.await_unpacking(&job, request);
+        match outcome.0 {
+            Outcome::HandedOver => self.await_unpacking(&job, request),
+            Outcome::Intercepted | Outcome::Declined | Outcome::Bypassed | Outcome::Adopted => {
+                self.release_lease_of(&job);
+            }
         }
         outcome
     }
@@ -356,24 +358,33 @@ impl Layers {
         }
         let pull = self.image_pull(request, found).await;
         let job = self.job(request, &found.image, found.index, false);
+        self.lease_until_unpacked(&job, request).await;
         job.hand_over();
         let deadline = pull.state.lock().budget.enter(Instant::now());
         let _waiting = Waiting(&pull);
         let mut progress = job.progress();
         let stored = progress.wait_for(|progress| progress.content != Content::Pending);
         let stored = tokio::time::timeout_at(deadline.any.into(), stored).await;
-        match stored.map(|stored| stored.map(|progress| progress.content.clone())) {
+        let healed = match stored.map(|stored| stored.map(|progress| progress.content.clone())) {
             Ok(Ok(content)) => match content {
-                Content::Present => (Outcome::HandedOver, "healed"),
-                Content::Mirrored => match job.put_back_content(&self.parts).await {
-                    Ok(()) => (Outcome::HandedOver, "healed"),
-                    Err(reason) => (Outcome::Declined, reason),
-                },
-                Content::Failed { reason } => (Outcome::Declined, reason),
-                Content::Pending | Content::Unwanted => (Outcome::Declined, "unwanted"),
+                Content::Present => Ok(()),
+                Content::Mirrored => job.put_back_content(&self.parts).await,
+                Content::Unwanted => self.write_after_all(&job, request).await,
+                Content::Failed { reason } => Err(reason),
+                Content::Pending => Err("shutdown"),
             },
             Ok(Err(_)) => unreachable!("the job is held here"),
-            Err(_) => (Outcome::Declined, "budget"),
+            Err(_) => Err("budget"),
+        };
+        match healed {
+            Ok(()) => {
+                self.await_unpacking(&job, request);
+                (Outcome::HandedOver, "healed")
+            }
+            Err(reason) => {
+                self.release_lease_of(&job);
+                (Outcome::Declined, reason)
+            }
         }
     }
 
@@ -387,6 +398,18 @@ impl Layers {
         let status = namespace.status(&layer.r#ref).await.ok().flatten()?;
         let begun = status.offset > 0 && status.offset < layer.descriptor.size;
         begun.then_some((Outcome::Bypassed, "being_fetched"))
+    }
+
+    /// A layer of which nothing is known but its chain ID.
+    fn decline(
+        &self,
+        request: &Request,
+        chain_id: &str,
+        reason: &'static str,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        self.parts.metrics.count(Outcome::Declined, reason);
+        tracing::info!(namespace = request.namespace, chain_id, outcome = "declined", reason, error, "layer");
     }
 
     fn report(&self, request: &Request, found: &Found, end: (Outcome, &'static str), took: Duration) {

@@ -117,13 +117,24 @@ impl Shared {
         }
     }
 
-    /// Whether files under `other` can be linked into the store: both are on one mount.
+    /// Whether files under `other` can be linked into the store: both are on one mount. Says once where they are not.
     pub(super) fn links_with(&self, other: &Path) -> io::Result<Linked> {
         let mount = |path: &Path| {
             let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
             Ok::<_, Errno>((found.stx_dev_major, found.stx_dev_minor, found.stx_mnt_id))
         };
-        Ok(if mount(self.tree.dir())? == mount(other)? { Linked::Linked } else { Linked::Copied })
+        if mount(self.tree.dir())? == mount(other)? {
+            return Ok(Linked::Linked);
+        }
+        self.said_that_it_copies.call_once(|| {
+            tracing::warn!(
+                store = %self.tree.dir().display(),
+                content = %other.display(),
+                "node.data_dir is on another file system or mount than containerd's content: every blob that is pulled \
+                 takes its space twice; put node.data_dir on that file system"
+            );
+        });
+        Ok(Linked::Copied)
     }
 }
 

@@ -96,8 +96,11 @@ impl Tree {
         match fs::rename(path, &staged) {
             Ok(()) => fs::remove_dir_all(staged),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // A full disk may have no block for one more name.
-            Err(_) => fs::remove_dir_all(path),
+            // A full disk may have no block for one more name, and one that is read-only says so even of nothing.
+            Err(_) => match fs::remove_dir_all(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            },
         }
     }
 

@@ -23,6 +23,9 @@ const GROUPS: [&[&str]; 10] = [
 /// Blank lines, comments and tests apart.
 const CODE_LINES_MAX: usize = 400;
 
+/// Of ARCHITECTURE.md.
+const MAP_LINES_MAX: usize = 250;
+
 #[test]
 fn a_module_imports_only_modules_to_its_left() {
     let mut wrong = Vec::new();
@@ -68,6 +71,71 @@ fn nothing_is_left_to_do() {
         );
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// As long as a reader bears, and true: what it calls a path or an item of ours is there.
+#[test]
+fn the_map_is_short_and_leads_somewhere() {
+    let map = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    assert!(map.lines().count() <= MAP_LINES_MAX, "ARCHITECTURE.md has {} lines", map.lines().count());
+    let all: String = all_rust_files().iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let is_item = |name: &str| {
+        let defined = |what: &&str| all.contains(&format!("{what} {name}"));
+        ["fn", "struct", "enum", "trait", "mod", "const", "type"].iter().any(defined)
+    };
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "_/.:-".contains(c);
+    let ours = quoted(&map).filter(|text| text.chars().all(is_word) && !text.starts_with('/'));
+    let mut wrong = Vec::new();
+    for text in ours {
+        let leads = match text.rsplit_once("::") {
+            Some(("it", story)) => Path::new("tests/it").join(format!("{story}.rs")).exists(),
+            Some((_, name)) => is_item(name),
+            None if text.contains('/') => ["", "src/"].iter().any(|dir| {
+                let path = Path::new(dir).join(text);
+                path.exists() || path.with_extension("rs").exists()
+            }),
+            // A file beside, or the word that stands behind the last dot.
+            None => Path::new(text).exists() || all.contains(text.rsplit('.').next().unwrap_or(text)),
+        };
+        if !leads {
+            wrong.push(text);
+        }
+    }
+    assert!(wrong.is_empty(), "ARCHITECTURE.md names what is not there: {wrong:?}");
+}
+
+#[test]
+fn promises_name_tests_that_are_there() {
+    let promises = fs::read_to_string("SPECIFICATION.md").unwrap();
+    let has_tests = |path: &Path| {
+        let mut files = rust_files(path);
+        files.push(path.with_extension("rs"));
+        let marks = ["#[test]", "#[tokio::test", "on_every_containerd!("];
+        files
+            .iter()
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .any(|text| marks.iter().any(|mark| text.contains(mark)))
+    };
+    let shown =
+        quoted(&promises).filter_map(|text| text.split_once("::").map(|(kind, path)| (kind, path, text)));
+    let mut wrong = Vec::new();
+    for (kind, path, text) in shown {
+        let path = path.replace("::", "/");
+        let there = match kind {
+            "it" => has_tests(&Path::new("tests/it").join(path)),
+            "lib" => has_tests(&Path::new("src").join(path)),
+            _ => true,
+        };
+        if !there {
+            wrong.push(text);
+        }
+    }
+    assert!(wrong.is_empty(), "SPECIFICATION.md names tests that are not there: {wrong:?}");
+}
+
+/// What stands in backquotes, on one line.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod containerd;
+mod every_series;
 mod lab;
 mod liar;
 mod mirror;
@@ -22,10 +23,13 @@ mod real_image;
 mod real_install;
 mod real_kubelet;
 mod real_layers;
+mod real_lease;
 mod real_lies;
+mod real_limits;
 mod real_mesh;
 mod real_mirror;
 mod real_mirror_mesh;
+mod real_old;
 mod real_origin;
 mod real_peers;
 mod real_preheat;

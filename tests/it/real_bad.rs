@@ -1,9 +1,9 @@
 //! What is wrong with disks, images and neighbours: one clear line, nothing lost, and containerd's own pull still
 //! works.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     lab::{
@@ -14,13 +14,17 @@ use crate::{
         samples,
         story::on_every_containerd,
     },
-    real_image::{Pulled, eventually, layers_counted, log, stored_path},
+    real_image::{Pulled, eventually, layers_counted, log, start_flotilla, stored_path},
 };
 
 on_every_containerd!(
     layers_that_are_not_ours_are_declined,
+    layers_that_containerd_cannot_read_either_are_declined,
+    a_config_beyond_all_measure_is_declined,
     an_image_that_lies_fails_as_without_us,
+    a_disk_of_its_own_is_copied_to_and_that_is_said,
     a_full_store_leaves_the_pull_to_containerd,
+    a_store_that_turns_read_only_leaves_the_pull_to_containerd,
     removing_an_image_frees_a_full_disk,
     a_full_disk_fails_the_pull_and_nothing_else,
     a_place_that_is_taken_is_named,
@@ -55,28 +59,92 @@ fn layers_that_are_not_ours_are_declined(lab: &Lab, containerd: Programs) {
     assert_eq!(ls.lines().count(), 2);
 }
 
+/// Of such a layer not a byte is asked for; of the others all that is missing.
+fn layers_that_containerd_cannot_read_either_are_declined(lab: &Lab, containerd: Programs) {
+    let node = lab.node(&containerd).alone().start().unwrap();
+    for (name, media_type, reason) in [
+        ("odd/encrypted:v1", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
+        ("odd/brotli:v1", "application/vnd.oci.image.layer.v1.tar+brotli", "media_type"),
+    ] {
+        let image = with_media_type(lab, name, media_type);
+        node.pull(&lab.name(name)).unwrap_err();
+        let log = log(&node);
+        let digest = &image.layers[1].blob.digest;
+        let words = [digest.as_str(), "outcome=\"declined\"", &format!("reason=\"{reason}\"")];
+        let is_said = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(is_said, "{name}:\n{log}");
+        let reads = lab.registry().requests();
+        let ours =
+            reads.iter().filter(|read| read.uri.contains(digest) && read.user_agent.starts_with("flotilla/"));
+        assert_eq!(ours.count(), 0, "{name}");
+    }
+}
+
+/// Nobody reads nine megabytes of history to find a layer; containerd does by itself.
+fn a_config_beyond_all_measure_is_declined(lab: &Lab, containerd: Programs) {
+    let images = lab.images();
+    let small = samples::small(images, "demo/small:v1").unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(images.path(&small.config.digest)).unwrap()).unwrap();
+    config["history"] = json!([{ "created_by": "x".repeat(9 << 20) }]);
+    let config = images.blob(&small.config.media_type, config.to_string().as_bytes()).unwrap();
+    let layers: Vec<_> = small.layers.iter().map(|layer| layer.blob.descriptor()).collect();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": small.manifest.media_type,
+        "config": config.descriptor(),
+        "layers": layers,
+    });
+    let blobs = small.layers.iter().map(|layer| &layer.blob).chain([&config]);
+    let digests: Vec<&str> = blobs.map(|blob| blob.digest.as_str()).collect();
+    let manifest = images.publish_manifest("odd/history:v1", &manifest, &digests).unwrap();
+    let image = Published { name: "odd/history:v1".to_owned(), manifest, config, ..small };
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name(&image.name)).unwrap();
+    let log = log(&node);
+    let line =
+        log.lines().find(|line| line.contains("outcome=\"declined\"")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains(&image.config.digest) && line.contains("8388608"), "{line}");
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.containerd_fetched_all().is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
+}
+
 fn an_image_that_lies_fails_as_without_us(lab: &Lab, containerd: Programs) {
     let good = samples::small(lab.images(), "demo/small:v1").unwrap();
     let liars = liars(lab);
     let ours = lab.node(&containerd).alone().start().unwrap();
     let stock = lab.node(&containerd).stock().start().unwrap();
-    for name in liars {
-        let name = lab.name(&name);
+    for Liar { name, digest, reason } in liars {
+        let name = lab.name(name);
         let (here, there) = (ours.pull(&name), stock.pull(&name));
         assert_eq!(here.is_ok(), there.is_ok(), "{name}: with us {here:?}, without {there:?}");
         assert!(here.is_err(), "{name} should not be pulled by anybody");
+        let Some(reason) = reason else { continue };
+        let log = log(&ours);
+        let of_it = |line: &&str| line.contains(&digest) && line.contains("outcome=");
+        let said: Vec<&str> = log.lines().filter(of_it).collect();
+        let reason = format!("reason=\"{reason}\"");
+        assert!(said.iter().any(|line| line.contains(&reason)), "{name}: no {reason} in {said:?}\n{log}");
     }
     ours.pull(&lab.name("demo/small:v1")).unwrap();
     Pulled::new(lab, &ours, &good).is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
 }
 
-/// Images of which something is not as it is said.
-fn liars(lab: &Lab) -> Vec<String> {
+/// An image of which something is not as it is said.
+struct Liar {
+    name: &'static str,
+    /// Of the layer that is not.
+    digest: String,
+    /// What the log says of that layer; nothing where containerd asks no snapshotter for it.
+    reason: Option<&'static str>,
+}
+
+fn liars(lab: &Lab) -> Vec<Liar> {
     let images = lab.images();
     let busybox = samples::busybox(images, Compression::Gzip).unwrap();
-    let publish = |name: &str, layer: &Layer| {
+    let publish = |name: &'static str, layer: &Layer, reason: &'static str| {
         images.publish(name, &[busybox.clone(), layer.clone()], &["/bin/sh"]).unwrap();
-        name.to_owned()
+        Liar { name, digest: layer.blob.digest.clone(), reason: Some(reason) }
     };
     let mut longer = samples::noise(images, 100_000, 51).unwrap();
     longer.blob.size += 1000;
@@ -91,17 +159,17 @@ fn liars(lab: &Lab) -> Vec<String> {
     bytes[1 << 20] ^= 1;
     fs::write(images.path(&rotten.blob.digest), bytes).unwrap();
     vec![
-        publish("liar/longer:v1", &longer),
-        publish("liar/shorter:v1", &shorter),
-        publish("liar/other-diff:v1", &other_diff),
-        publish("liar/absent:v1", &absent),
-        publish("liar/rotten:v1", &rotten),
-        fewer_diffs(lab, &busybox),
+        publish("liar/longer:v1", &longer, "no_origin"),
+        publish("liar/shorter:v1", &shorter, "no_origin"),
+        publish("liar/other-diff:v1", &other_diff, "diff_id"),
+        publish("liar/absent:v1", &absent, "no_origin"),
+        publish("liar/rotten:v1", &rotten, "wrong_digest"),
+        Liar { name: fewer_diffs(lab, &busybox), digest: String::new(), reason: None },
     ]
 }
 
 /// An image whose config knows of fewer layers than its manifest.
-fn fewer_diffs(lab: &Lab, busybox: &Layer) -> String {
+fn fewer_diffs(lab: &Lab, busybox: &Layer) -> &'static str {
     let images = lab.images();
     let second = samples::noise(images, 100_000, 56).unwrap();
     let honest = images.publish("liar/fewer:v0", std::slice::from_ref(busybox), &["/bin/sh"]).unwrap();
@@ -114,7 +182,7 @@ fn fewer_diffs(lab: &Lab, busybox: &Layer) -> String {
     });
     let blobs = [&honest.config.digest, &busybox.blob.digest, &second.blob.digest];
     images.publish_manifest("liar/fewer:v1", &manifest, &blobs.map(String::as_str)).unwrap();
-    "liar/fewer:v1".to_owned()
+    "liar/fewer:v1"
 }
 
 /// A small file system of its own at `place`; goes with the lab.
@@ -135,6 +203,71 @@ fn a_full_store_leaves_the_pull_to_containerd(lab: &Lab, containerd: Programs) {
     let log = log(&node);
     assert!(log.contains("outcome=\"declined\"") && log.contains("reason=\"no_space\""), "{log}");
     Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);
+}
+
+/// As a kernel makes a disk with errors: from one moment to the next.
+fn a_store_that_turns_read_only_leaves_the_pull_to_containerd(lab: &Lab, containerd: Programs) {
+    let before = samples::large_layer(lab.images(), "large/before:v1", 300_000).unwrap();
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name(&before.name)).unwrap();
+    for folder in ["arriving", "staging"] {
+        let place = lab.dir().join("n1/flotilla/data").join(folder);
+        let over =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "lab"]).arg(place).status().unwrap();
+        assert!(over.success());
+    }
+    node.pull(&lab.name(&image.name)).unwrap();
+    let log = log(&node);
+    // The lowest layer is there, and of those above containerd fetches all once it must fetch one.
+    let of_first = |line: &&str| line.contains(&image.layers[1].blob.digest) && line.contains("outcome=");
+    let line = log.lines().find(of_first).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("outcome=\"declined\"") && line.contains("reason=\"store\""), "{line}");
+    assert!(log.contains("Read-only file system"), "{log}");
+    Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);
+    Pulled::new(lab, &node, &before).is_complete().runs(&["/bin/stat", "/noise/7"]);
+}
+
+/// A disk on which the entries of directories have no type, or, where none can be made, any other one.
+fn plain_disk(place: &Path) {
+    let image = place.with_extension("image");
+    fs::create_dir_all(place).unwrap();
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-O", "^filetype,^has_journal"]).arg(&image).status();
+    let mounted = made.is_ok_and(|made| made.success())
+        && Command::new("mount").args(["-o", "loop"]).arg(&image).arg(place).status().unwrap().success();
+    if !mounted {
+        eprintln!("no file system without d_type can be made here; one in memory takes its place");
+        small_disk(place, 64);
+    }
+}
+
+fn a_disk_of_its_own_is_copied_to_and_that_is_said(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    plain_disk(&lab.dir().join("n1/flotilla/data"));
+    let mut node = lab.node(&containerd).alone().setting("store", "keep_free", "\"1MiB\"").start().unwrap();
+    node.pull(&lab.name(&image.name)).unwrap();
+    let pulled = Pulled::new(lab, &node, &image);
+    pulled.left_the_registry_once().is_complete().runs(&["/bin/cat", "/etc/lab"]);
+    let links = |path: &Path| fs::metadata(path).unwrap().nlink();
+    for layer in &image.layers {
+        let digest = &layer.blob.digest;
+        let [ours, theirs] = [stored_path(lab, &node, digest), node.content_path(digest)];
+        assert_eq!((links(&ours), links(&theirs)), (1, 1), "two copies of {digest}");
+        assert!(fs::read(ours).unwrap() == fs::read(theirs).unwrap());
+    }
+    let log = log(&node);
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("node.data_dir")).collect();
+    assert!(
+        matches!(said[..], [line] if line.contains("twice") && line.contains("put node.data_dir on")),
+        "{said:?}"
+    );
+    // What is there is there after a restart, too.
+    node.flotilla().stop().unwrap();
+    start_flotilla(&mut node);
+    node.cri.remove(&lab.name(&image.name)).unwrap();
+    node.pull(&lab.name(&image.name)).unwrap();
+    Pulled::new(lab, &node, &image).left_the_registry_once().is_complete();
 }
 
 /// Bytes free on the file system of a path.

@@ -9,32 +9,24 @@ use std::{
 };
 
 use flotilla::oci::{Digest, chain_ids};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     lab::{
         Lab,
         containerd::Programs,
-        image::{Compression, Layer, Published},
+        image::{Blob, Compression, Layer, Published},
         node::Node,
         process::output,
         samples,
-        story::tell,
+        story::on_every_containerd,
     },
     real_layers::{containerd_was_left_nothing, nobody_else_fetched},
     tree::{Facts, differences, facts},
     unpack_layers::{everything, top, upper},
 };
 
-#[test]
-fn trees_are_the_same_on_containerd_1_6() {
-    tell("1.6", containers_see_the_same);
-}
-
-#[test]
-fn trees_are_the_same_on_containerd_2_1() {
-    tell("2.1", containers_see_the_same);
-}
+on_every_containerd!(containers_see_the_same);
 
 fn containers_see_the_same(lab: &Lab, containerd: Programs) {
     let images = images(lab);
@@ -57,7 +49,69 @@ fn containers_see_the_same(lab: &Lab, containerd: Programs) {
         let differing = differences(&here, &there, &unstamped);
         assert!(differing.is_empty(), "{name}:\n{}", differing.join("\n"));
         assert!(there.len() > 10, "{name} has only {} names", there.len());
+        assert_eq!(usages(&ours, "flotilla", image), usages(&theirs, "overlayfs", image), "{name}");
     }
+    for (verb, layers) in [("view", 1), ("view", 3), ("prepare", 1), ("prepare", 3)] {
+        let asked = |node: &Node, snapshotter| shape(node, snapshotter, verb, &images[0], layers);
+        assert_eq!(asked(&ours, "flotilla"), asked(&theirs, "overlayfs"), "{verb} on {layers}");
+    }
+}
+
+/// Bytes and inodes of each layer, as the snapshotter counts them. Of files with holes containerd writes the holes out,
+/// so that there only the inodes are the same.
+fn usages(node: &Node, snapshotter: &str, image: &Published) -> Vec<String> {
+    let with_holes = image.name.contains("torture");
+    let usage = |chain_id: String| {
+        let usage = ["snapshots", "--snapshotter", snapshotter, "usage", "-b", &chain_id];
+        let said = node.containerd.ctr(&usage).unwrap();
+        let words: Vec<&str> = said.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!((words[0], words.len()), (chain_id.as_str(), 3), "{said}");
+        words[if with_holes { 2 } else { 1 }..].join(" ")
+    };
+    stack(image).into_iter().map(usage).collect()
+}
+
+/// The mounts of a snapshot on the lowest `layers` of the image, with the snapshots numbered as they are met.
+fn shape(
+    node: &Node,
+    snapshotter: &str,
+    verb: &str,
+    image: &Published,
+    layers: usize,
+) -> (String, BTreeSet<String>) {
+    let key = format!("{verb}-{layers}");
+    let parent = &stack(image)[layers - 1];
+    let ask = ["snapshots", "--snapshotter", snapshotter, verb, "--mounts", &key, parent];
+    let mounts: Value = serde_json::from_str(&node.containerd.ctr(&ask).unwrap()).unwrap();
+    assert_eq!(mounts.as_array().unwrap().len(), 1, "{mounts}");
+    let mut met = Vec::new();
+    let mut numbered = |text: &str| -> String {
+        let mut parts = text.split("/snapshots/");
+        // The snapshotter's own folder does not count.
+        let first = parts.next().unwrap().split(['=', '/']).next().unwrap();
+        parts.fold(first.to_owned(), |text, part| {
+            let (id, rest) = part.split_once('/').unwrap();
+            let number = met.iter().position(|known| known == id).unwrap_or_else(|| {
+                met.push(id.to_owned());
+                met.len() - 1
+            });
+            let place = rest.split(':').next().unwrap();
+            format!("{text} {number}/{place}")
+        })
+    };
+    let source = numbered(mounts[0]["Source"].as_str().unwrap());
+    let options = mounts[0]["Options"].as_array().unwrap().iter().map(|option| option.as_str().unwrap());
+    // 1.6 and 1.7 write them in another order.
+    let mut options: Vec<&str> = options.collect();
+    options.sort_by_key(|option| !option.starts_with("upperdir="));
+    let kind = mounts[0]["Type"].as_str().unwrap();
+    (format!("{kind} {source}"), options.into_iter().map(numbered).collect())
+}
+
+/// Chain IDs, the lowest first.
+fn stack(image: &Published) -> Vec<String> {
+    let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.parse().unwrap()).collect();
+    chain_ids(&diff_ids).iter().map(ToString::to_string).collect()
 }
 
 fn images(lab: &Lab) -> Vec<Published> {
@@ -70,8 +124,34 @@ fn images(lab: &Lab) -> Vec<Published> {
         samples::compressed(images, "same/zstd:v1", Compression::Zstd).unwrap(),
         samples::compressed(images, "same/plain:v1", Compression::Plain).unwrap(),
         samples::empty_layer(images, "same/empty:v1").unwrap(),
+        docker(lab),
         torture(lab),
     ]
+}
+
+/// Docker's media types, schema 2.
+fn docker(lab: &Lab) -> Published {
+    let images = lab.images();
+    let small = samples::small(images, "same/small:v1").unwrap();
+    let of_docker = |blob: &Blob, kind: &str| {
+        let media_type = format!("application/vnd.docker.{kind}");
+        Blob { media_type, ..blob.clone() }
+    };
+    let layer =
+        |layer: &Layer| Layer { blob: of_docker(&layer.blob, "image.rootfs.diff.tar.gzip"), ..layer.clone() };
+    let layers: Vec<Layer> = small.layers.iter().map(layer).collect();
+    let config = of_docker(&small.config, "container.image.v1+json");
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": config.descriptor(),
+        "layers": layers.iter().map(|layer| layer.blob.descriptor()).collect::<Vec<_>>(),
+    });
+    let blobs = layers.iter().map(|layer| &layer.blob).chain([&config]);
+    let digests: Vec<&str> = blobs.map(|blob| blob.digest.as_str()).collect();
+    let name = "same/docker:v1".to_owned();
+    let manifest = images.publish_manifest(&name, &manifest, &digests).unwrap();
+    Published { name, manifest, config, layers }
 }
 
 /// All that a tar can say, in three layers.
@@ -90,8 +170,7 @@ pub(crate) fn torture(lab: &Lab) -> Published {
 
 /// The image's tree, mounted as for a container. Not by `ctr images mount`: 1.6's takes overlayfs whatever it is told.
 fn seen(lab: &Lab, node: &Node, snapshotter: &str, image: &Published) -> Vec<Facts> {
-    let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.parse().unwrap()).collect();
-    let top = chain_ids(&diff_ids).last().unwrap().to_string();
+    let top = stack(image).pop().unwrap();
     let key = image.name.replace(['/', ':'], "-");
     // Nobody holds the view: it goes with containerd's next collection, the layers that it names stay.
     let view = ["snapshots", "--snapshotter", snapshotter, "view", "--mounts", &key, &top];

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     lab::{
@@ -25,6 +25,7 @@ use crate::{
 
 on_every_containerd!(
     a_slow_registry_is_waited_for,
+    a_layer_with_a_name_is_waited_for,
     others_go_on_while_a_layer_is_held,
     what_others_take_while_refs_are_held,
     a_cancelled_pull_is_taken_up_again,
@@ -70,6 +71,46 @@ fn a_slow_registry_is_waited_for(lab: &Lab, containerd: Programs) {
     let pulled = Pulled::new(lab, &node, &image);
     pulled.was_brought_by_flotilla();
     assert_eq!(pulled.runs(&["/bin/ls", "/noise"]).lines().count(), 10);
+    let staging = node.containerd.root().join("io.containerd.snapshotter.v1.flotilla/staging");
+    eventually("half-built trees of what was handed over to go", || {
+        std::fs::read_dir(&staging).unwrap().count() == 0
+    });
+}
+
+/// Where the manifest gives a layer a name, containerd's ref has it too.
+fn a_layer_with_a_name_is_waited_for(lab: &Lab, containerd: Programs) {
+    let image = named(lab, &stack(lab, "slow/stack:v1"), "slow/named:v1");
+    let node = slow_node(lab, &containerd).unwrap();
+    let pulling = Pulling::start(&node, &lab.name(&image.name));
+    handed_over(&node);
+    // Nothing is finished while the registry sleeps.
+    lab.registry().process().signal("STOP").unwrap();
+    let held = node.containerd.ctr(&["content", "active"]).unwrap();
+    lab.registry().process().signal("CONT").unwrap();
+    assert!(held.contains("layer-part-") && !held.contains("layer-sha256:"), "{held}");
+    pulling.end().unwrap();
+    Pulled::new(lab, &node, &image).was_brought_by_flotilla();
+}
+
+/// The same image, whose layers are called part-0, part-1 and so on.
+fn named(lab: &Lab, image: &Published, name: &str) -> Published {
+    let layers: Vec<Value> =
+        image.layers.iter().map(|layer| layer.blob.descriptor()).zip(0..).map(named_layer).collect();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": image.manifest.media_type,
+        "config": image.config.descriptor(),
+        "layers": layers,
+    });
+    let blobs = image.layers.iter().map(|layer| &layer.blob).chain([&image.config]);
+    let digests: Vec<&str> = blobs.map(|blob| blob.digest.as_str()).collect();
+    let manifest = lab.images().publish_manifest(name, &manifest, &digests).unwrap();
+    Published { name: name.to_owned(), manifest, ..image.clone() }
+}
+
+fn named_layer((mut descriptor, number): (Value, usize)) -> Value {
+    descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": format!("part-{number}") });
+    descriptor
 }
 
 fn others_go_on_while_a_layer_is_held(lab: &Lab, containerd: Programs) {

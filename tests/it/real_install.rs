@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use crate::{
@@ -14,9 +15,9 @@ use crate::{
         cri::Cri,
         flotilla::Flotilla,
         node::NodePlan,
-        process::output,
+        process::{Process, output},
         samples,
-        story::{example, flotilla_program, on_every_containerd, tell},
+        story::{example, flotilla_program, missing, on_every_containerd, tell},
         tool,
     },
     real_layers::{came_by_flotilla, containerd_was_left_nothing, counted},
@@ -141,6 +142,13 @@ impl Machine {
         let installed = self.files();
         assert_eq!(self.call(daemon, "install", &[]), "nothing to change\n");
         assert_eq!(self.files(), installed);
+        // An older Flotilla's drop-in is brought up to date, and so that it is seen.
+        let drop_in = self.dir.join("etc/conf.d/flotilla.toml");
+        let older = fs::read_to_string(&drop_in).unwrap().replace("snapshots.sock", "before.sock");
+        fs::write(&drop_in, older).unwrap();
+        let diff = self.call(daemon, "install", &[]);
+        assert!(diff.contains("before.sock") && diff.contains("snapshots.sock"), "{diff}");
+        assert_eq!(self.files(), installed);
         if self.original.is_some() {
             let mode = fs::metadata(self.config()).unwrap().permissions().mode() & 0o7777;
             assert_eq!(mode, 0o640);
@@ -241,6 +249,65 @@ fn nerdctl_uses_what_is_installed(lab: &Lab, containerd: Programs) {
     assert_eq!(driver(), "overlayfs");
 }
 
+/// On a terminal, with a `systemctl` of ours that writes down what it is asked for.
+#[test]
+fn containerd_is_restarted_after_a_yes_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let asked = at("asked");
+    fs::write(at("systemctl"), format!("#!/bin/sh\necho \"$@\" >>{}\n", asked.display())).unwrap();
+    fs::set_permissions(at("systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(at("flotilla.toml"), "").unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    for (answer, restarted) in [("n", false), ("", false), ("y", true)] {
+        let config = at(&format!("{answer}.d/config.toml"));
+        let install = format!(
+            "{} install --containerd --containerd-version 2.1.4 --containerd-config {} --config {}",
+            flotilla_program().display(),
+            config.display(),
+            at("flotilla.toml").display()
+        );
+        let said = on_a_terminal(&install, answer, &path);
+        assert!(said.contains("Restart containerd now? "), "{said}");
+        assert!(config.exists(), "{said}");
+        let called = fs::read_to_string(&asked).ok();
+        assert_eq!(called.as_deref(), restarted.then_some("restart containerd\n"), "{answer:?}: {said}");
+    }
+}
+
+/// What a command that succeeds writes to a terminal, on which `answer` is typed.
+fn on_a_terminal(command: &str, answer: &str, path: &str) -> String {
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", command, "/dev/null"]);
+    terminal.env("PATH", path).env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let terminal = terminal.spawn().unwrap();
+    writeln!(terminal.stdin.as_ref().unwrap(), "{answer}").unwrap();
+    let ended = terminal.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(ended.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_pull_draws_bars_on_a_terminal() {
+    tell("1.6", draws_bars);
+}
+
+fn draws_bars(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let node = lab.node(&containerd).alone().setting("registry", "origin_rate", "\"1MiB\"").start().unwrap();
+    let pull = node.daemon().unwrap().command(&["pull", &lab.name(&image.name)]);
+    let words = [pull.get_program()].into_iter().chain(pull.get_args());
+    let words: Vec<String> = words.map(|word| word.display().to_string()).collect();
+    let said = on_a_terminal(&words.join(" "), "", &std::env::var("PATH").unwrap());
+    for layer in &image.layers {
+        let bar = format!("{} [", &layer.blob.digest[..19]);
+        let drawn = said.split(['\r', '\n']).any(|line| line.contains(&bar) && line.contains(" of "));
+        assert!(drawn, "no bar {bar} in {said:?}");
+    }
+    assert!(said.contains("registry "), "where the bytes came from: {said:?}");
+}
+
 /// `flotilla` with a settings file of its own.
 fn flotilla(dir: &Path, settings: &str, arguments: &[&str]) -> Output {
     let config = dir.join("flotilla.toml");
@@ -265,6 +332,34 @@ fn config_prints_what_is_in_force() {
     // What it prints is a settings file.
     let again = flotilla(dir.path(), &text, &["config"]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+/// In folders and a network of its own: the defaults are the machine's.
+#[test]
+fn without_any_settings_it_runs() {
+    if let Some(why) = missing() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bare = "set -e; mkdir -p /etc/flotilla; ip link set lo up; \
+                for place in /var/lib /run /etc/flotilla; do mount -t tmpfs bare $place; done; exec \"$0\" serve";
+    let mut serve = Command::new("unshare");
+    serve.args(["--net", "--mount", "sh", "-c", bare]).arg(flotilla_program()).env_remove("FLOTILLA_CONFIG");
+    let mut daemon = Process::start("flotilla", serve, &dir.path().join("log"), dir.path()).unwrap();
+    daemon.wait_for("flotilla::daemon::run: ready").unwrap();
+    let lines = daemon.lines();
+    for (door, place) in [
+        ("snapshots", "/run/flotilla/snapshots.sock"),
+        ("admin", "127.0.0.1:7440"),
+        ("mirror", "127.0.0.1:7441"),
+    ] {
+        let listens = format!("listening door=\"{door}\" addr={place}");
+        assert!(lines.iter().any(|line| line.contains(&listens)), "{listens}: {lines:?}");
+    }
+    let closed = lines.iter().filter(|line| line.contains("the mesh port stays closed"));
+    assert_eq!(closed.count(), 1, "{lines:?}");
+    daemon.terminate().unwrap();
 }
 
 #[test]

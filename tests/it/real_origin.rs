@@ -17,31 +17,18 @@ use crate::{
         node::Node,
         process::output,
         samples,
-        story::tell,
+        story::on_every_containerd,
     },
     real_mesh::{layer_bytes, layers_sent, metric},
     registry::{Fault, Kind, Registry},
 };
 
-#[test]
-fn a_private_registry_that_redirects_gets_credentials_and_its_store_gets_none() {
-    tell("1.6", private);
-}
-
-#[test]
-fn containerd_and_flotilla_read_the_same_hosts_toml() {
-    tell("1.6", shared_hosts_toml);
-}
-
-#[test]
-fn odd_registries_are_read_all_the_same() {
-    tell("1.6", odd);
-}
-
-#[test]
-fn broken_registries_are_declined_and_containerd_pulls() {
-    tell("1.6", broken);
-}
+on_every_containerd!(
+    a_private_registry_that_redirects_gets_credentials_and_its_store_gets_none,
+    containerd_and_flotilla_read_the_same_hosts_toml,
+    odd_registries_are_read_all_the_same,
+    broken_registries_are_declined_and_containerd_pulls,
+);
 
 /// Busybox, and two megabytes of noise that no other image has.
 pub(crate) fn image(lab: &Lab, name: &str, seed: u64) -> Published {
@@ -128,7 +115,10 @@ fn assert_whole(lab: &Lab, node: &Node, image: &Published) {
     assert_store_true(lab, node);
 }
 
-fn private(lab: &Lab, containerd: Programs) {
+fn a_private_registry_that_redirects_gets_credentials_and_its_store_gets_none(
+    lab: &Lab,
+    containerd: Programs,
+) {
     let runtime = Runtime::new().unwrap();
     let registry = runtime.block_on(Registry::start());
     let store = runtime.block_on(Registry::beside(&registry));
@@ -169,7 +159,7 @@ fn private(lab: &Lab, containerd: Programs) {
     assert_whole(lab, &unknown, &image);
 }
 
-fn shared_hosts_toml(lab: &Lab, containerd: Programs) {
+fn containerd_and_flotilla_read_the_same_hosts_toml(lab: &Lab, containerd: Programs) {
     let runtime = Runtime::new().unwrap();
     let registry = runtime.block_on(Registry::start());
     registry.switch_on(Fault::BasicAuth { user: "me".into(), password: "secret".into() });
@@ -212,7 +202,7 @@ fn behind(lab: &Lab, containerd: &Programs, registry: &Registry) -> Node {
     plan.setting("registry", "plain_http", "[\"127.0.0.1\"]").start().unwrap()
 }
 
-fn odd(lab: &Lab, containerd: Programs) {
+fn odd_registries_are_read_all_the_same(lab: &Lab, containerd: Programs) {
     let runtime = Runtime::new().unwrap();
     let registry = runtime.block_on(Registry::start());
     let store = runtime.block_on(Registry::beside(&registry));
@@ -246,7 +236,7 @@ fn odd(lab: &Lab, containerd: Programs) {
     assert_eq!(metric(&node, "flotilla_layers_total", &["outcome=\"declined\""]), 0);
 }
 
-fn broken(lab: &Lab, containerd: Programs) {
+fn broken_registries_are_declined_and_containerd_pulls(lab: &Lab, containerd: Programs) {
     let runtime = Runtime::new().unwrap();
     let registry = runtime.block_on(Registry::start());
     let mut node = behind(lab, &containerd, &registry);

@@ -9,7 +9,7 @@ use crate::{
         image::{Compression, Entry, Published},
         node::Node,
         samples,
-        story::{on_every_containerd, tell},
+        story::on_every_containerd,
     },
     real_image::{
         Pulled, cgroup, chain_ids, discard_unpacked_layers, eventually, layers_counted, snapshots, stored,
@@ -21,6 +21,8 @@ on_every_containerd!(
     cri_pulls_through_flotilla,
     annotations_change_nothing,
     ctr_pulls_through_flotilla_or_is_adopted,
+    ctr_that_fetches_by_itself_is_adopted,
+    a_gigabyte_arrives_whole,
     odd_images_arrive_whole,
     pulls_side_by_side_share_what_they_can,
     an_image_in_two_namespaces_is_fetched_once,
@@ -48,6 +50,7 @@ fn cri_pulls_through_flotilla(lab: &Lab, containerd: Programs) {
         let said = node.containerd.ctr(&info).unwrap();
         assert!(said.contains("containerd.io/snapshot.ref") && said.contains("Committed"), "{said}");
     }
+    is_labelled(lab, &node, &image);
     exports_and_pushes(lab, &node, &image);
     removing_frees_it(lab, &node, &image);
     // And again at once: what was removed from containerd is put back without the registry.
@@ -57,6 +60,20 @@ fn cri_pulls_through_flotilla(lab: &Lab, containerd: Programs) {
 
 fn page(node: &Node) -> String {
     node.daemon().unwrap().metrics().unwrap().page().to_owned()
+}
+
+/// Each blob says which tar it holds and where it came from: pushing and unpacking again live from that.
+fn is_labelled(lab: &Lab, node: &Node, image: &Published) {
+    let listed = node.containerd.ctr(&["content", "ls"]).unwrap();
+    let host = lab.host().split(':').next().unwrap().to_owned();
+    for layer in &image.layers {
+        let line = listed.lines().find(|line| line.starts_with(&layer.blob.digest)).unwrap();
+        let source = format!("containerd.io/distribution.source.{host}=demo/small");
+        let tar = format!("containerd.io/uncompressed={}", layer.diff_id);
+        assert!(line.contains(&source) && line.contains(&tar), "{line}");
+    }
+    // What we wrote under is gone again.
+    assert_eq!(node.containerd.ctr(&["content", "active"]).unwrap().lines().count(), 1);
 }
 
 fn exports_and_pushes(lab: &Lab, node: &Node, image: &Published) {
@@ -114,10 +131,29 @@ fn ctr_pulls_through_flotilla_or_is_adopted(lab: &Lab, containerd: Programs) {
         pulled.was_brought_by_flotilla();
         return;
     }
-    assert_eq!(layers_counted(&node, "bypassed"), 3.0, "{}", page(&node));
+    was_bypassed(&node, &pulled);
+}
+
+/// containerd had the layers before it asked for the first snapshot.
+fn was_bypassed(node: &Node, pulled: &Pulled<'_>) {
+    assert_eq!(layers_counted(node, "bypassed"), 3.0, "{}", page(node));
     pulled.containerd_fetched_all().is_complete().is_one_copy();
     pulled.runs(&["/bin/cat", "/etc/lab"]);
-    eventually("adoption to be counted", || layers_counted(&node, "adopted") >= 3.0);
+    eventually("adoption to be counted", || layers_counted(node, "adopted") >= 3.0);
+}
+
+/// 1.6 knows no other way, and 1.7 no other by default.
+fn ctr_that_fetches_by_itself_is_adopted(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let node = lab.node(&containerd).alone().start().unwrap();
+    let (name, hosts) = (lab.name(&image.name), lab.hosts_dir().display().to_string());
+    let mut pull = vec!["images", "pull", "--hosts-dir", &hosts, "--snapshotter", "flotilla"];
+    if !containerd.version.starts_with("1.6") {
+        pull.push("--local");
+    }
+    pull.push(&name);
+    node.containerd.ctr(&pull).unwrap();
+    was_bypassed(&node, &Pulled::new(lab, &node, &image));
 }
 
 fn odd_images_arrive_whole(lab: &Lab, containerd: Programs) {
@@ -247,12 +283,6 @@ fn twins_are_as_complete_as_without_us(lab: &Lab, containerd: Programs) {
     // Each of these two has a blob that only it has.
     assert!(ours.is_complete(&lab.name("twins/both:v1")).unwrap());
     assert!(ours.is_complete(&lab.name("twins/gzip:v1")).unwrap());
-}
-
-/// A gigabyte takes its time, so that one containerd must do.
-#[test]
-fn a_gigabyte_arrives_whole_on_containerd_2_4() {
-    tell("2.4", a_gigabyte_arrives_whole);
 }
 
 fn a_gigabyte_arrives_whole(lab: &Lab, containerd: Programs) {

@@ -34,6 +34,10 @@ impl Tar {
         Layer::gzip(&self.end())
     }
 
+    fn layer_in_members(self) -> Layer {
+        Layer::gzip_in_members(&self.end())
+    }
+
     /// Without the blocks that mark the end, and without the last `cut_len` bytes.
     fn cut_layer(self, cut_len: usize) -> Layer {
         let tar = self.cut();
@@ -138,6 +142,7 @@ fn odd_places(tar: Tar) -> Tar {
     (0..2000).fold(tar, |tar, at| tar.file(&format!("many/{at}"), &at.to_string()))
 }
 
+/// Without the oldest form of sparse files (type S), which containerd refuses and we take.
 fn times_and_kinds(tar: Tar) -> Tar {
     let sparse = [&b"2\n4096\n4\n1048576\n0\n"[..], &[0; 493], b"data"].concat();
     tar.device(b'3', "dev/null", 1, 3)
@@ -156,10 +161,18 @@ fn times_and_kinds(tar: Tar) -> Tar {
             ("GNU.sparse.realsize", b"1048576"),
         ])
         .entry(b'0', b"GNUSparseFile.0/sparse", &sparse, |_| {})
+        .pax(&[
+            ("GNU.sparse.size", b"1048576"),
+            ("GNU.sparse.numblocks", b"1"),
+            ("GNU.sparse.map", b"524288,4"),
+            ("GNU.sparse.name", b"sparse-0.1"),
+        ])
+        .entry(b'0', b"GNUSparseFile.0/sparse-0.1", b"data", |_| {})
 }
 
 fn attributes(tar: Tar) -> Tar {
     let long = format!("long/{}/{}", "d".repeat(150), "f".repeat(255));
+    let gnu = format!("gnu/{}/{}", "d".repeat(150), "f".repeat(255));
     tar.pax(&[
         ("uid", b"4000000"),
         ("gid", b"70000"),
@@ -175,6 +188,12 @@ fn attributes(tar: Tar) -> Tar {
     .file("cut", "odd name")
     .pax(&[("linkpath", &[b'/'; 1000])])
     .link(b'2', "long-link", "cut")
+    .entry(b'L', b"././@LongLink", &[gnu.as_bytes(), b"\0"].concat(), |_| {})
+    .file("cut", "a long name in GNU's form")
+    .entry(b'K', b"././@LongLink", &[&[b'k'; 300][..], b"\0"].concat(), |_| {})
+    .link(b'2', "long-link-of-gnu", "cut")
+    .entry(b'L', b"././@LongLink", b"gnu/caf\xe9\0", |_| {})
+    .file("cut", "an odd name in GNU's form")
     .pax(&[("SCHILY.xattr.user.impossible", b"on a link")])
     .link(b'2', "link-with-xattr", "x")
 }
@@ -193,7 +212,7 @@ pub(crate) fn upper() -> Layer {
         .entry(b'0', b".wh.twice", b"", |header| header.set_uid(5))
         .file(".wh..wh..opq", "")
         .directory("./", 0o777)
-        .layer()
+        .layer_in_members()
 }
 
 pub(crate) fn top() -> Layer {

@@ -121,8 +121,11 @@ pub(super) fn install(config: &Path, node: &Node) -> anyhow::Result<Vec<Change>>
     let file_version = version_of(&parse(config, &after)?);
     // A drop-in of ours that names the folder goes on to name it.
     let ours = drop_in_text(node, file_version, config_path.as_deref());
+    let there = read(&drop_in)?;
+    // One that we have written is replaced by today's, somebody else's is kept.
+    let backup = if there.as_deref().is_some_and(is_foreign) { Backup::Make } else { Backup::Leave };
     Ok(vec![
-        Change { before: read(&drop_in)?, path: drop_in, after: Some(ours), backup: Backup::Leave },
+        Change { before: there, path: drop_in, after: Some(ours), backup },
         Change { path: config.to_owned(), before, after: Some(after), backup: Backup::Make },
     ])
 }
@@ -144,10 +147,22 @@ pub(super) fn uninstall(config: &Path) -> anyhow::Result<Vec<Change>> {
         None if without.trim().is_empty() => (None, Backup::Leave),
         None => (before.is_some().then_some(without), Backup::Leave),
     };
-    Ok(vec![
-        Change { path: config.to_owned(), before, after, backup },
-        Change { before: read(&drop_in)?, path: drop_in, after: None, backup: Backup::Leave },
-    ])
+    Ok(vec![Change { path: config.to_owned(), before, after, backup }, without_drop_in(drop_in)?])
+}
+
+/// A file of this name that is not of ours.
+fn is_foreign(text: &str) -> bool {
+    !text.starts_with(HEADER)
+}
+
+/// Takes our drop-in away; what was there before it comes back.
+fn without_drop_in(drop_in: PathBuf) -> anyhow::Result<Change> {
+    let (there, original) = (read(&drop_in)?, read(&backup_of(&drop_in))?);
+    let (after, backup) = match original {
+        Some(original) => (Some(original), Backup::Remove),
+        None => (there.clone().filter(|text| is_foreign(text)), Backup::Leave),
+    };
+    Ok(Change { before: there, path: drop_in, after, backup })
 }
 
 /// Takes out what tells containerd of the mirror, and nothing of the snapshotter.
@@ -475,6 +490,66 @@ version = 2
         assert!(drop_in.contains("version = 2") && !drop_in.contains("transfer"), "{drop_in}");
         let again = install(&config, &node("1.6.20~ds1")).unwrap();
         assert!(again.iter().all(|change| !change.is_needed()), "a second time changes nothing");
+    }
+
+    #[test]
+    fn a_drop_in_of_an_older_flotilla_is_replaced() {
+        for version in ["1.6.20", "1.7.24", "2.1.4", "2.4.2"] {
+            let (_dir, config) = machine(Some(WITH_COMMENTS));
+            let before = Node { socket: "/run/old/snapshots.sock".into(), ..node(version) };
+            apply(&install(&config, &before).unwrap());
+            // What it did not write yet.
+            let drop_in = drop_in_of(&config);
+            let older = read(&drop_in).unwrap().unwrap().replace("enable_remote_snapshot_annotations", "was");
+            std::fs::write(&drop_in, older).unwrap();
+            let changes = install(&config, &node(version)).unwrap();
+            let diff = changes[0].diff();
+            assert!(
+                diff.contains("-address = \"/run/old") && diff.contains("+address = \"/run/flo"),
+                "{diff}"
+            );
+            assert!(!changes[1].is_needed(), "{version}: {}", changes[1].diff());
+            apply(&changes);
+            let (_other, clean) = machine(Some(WITH_COMMENTS));
+            apply(&install(&clean, &node(version)).unwrap());
+            let text = |config: &Path| read(&drop_in_of(config)).unwrap().unwrap();
+            let dir = |config: &Path| config.parent().unwrap().display().to_string();
+            assert_eq!(text(&config).replace(&dir(&config), ""), text(&clean).replace(&dir(&clean), ""));
+            apply(&uninstall(&config).unwrap());
+            assert_eq!(read(&config).unwrap().as_deref(), Some(WITH_COMMENTS), "{version}");
+            assert!(!drop_in.exists() && !backup_of(&drop_in).exists());
+        }
+    }
+
+    #[test]
+    fn somebody_elses_file_of_our_drop_ins_name_comes_back() {
+        let (_dir, config) = machine(Some(WITH_COMMENTS));
+        let drop_in = drop_in_of(&config);
+        std::fs::create_dir(drop_in.parent().unwrap()).unwrap();
+        let theirs = "version = 2\n# somebody's\n";
+        std::fs::write(&drop_in, theirs).unwrap();
+        apply(&uninstall(&config).unwrap());
+        assert_eq!(read(&drop_in).unwrap().as_deref(), Some(theirs), "never installed");
+        for _ in 0..2 {
+            apply(&install(&config, &node("2.1.4")).unwrap());
+        }
+        assert!(read(&drop_in).unwrap().unwrap().starts_with(HEADER));
+        apply(&uninstall(&config).unwrap());
+        assert_eq!(read(&drop_in).unwrap().as_deref(), Some(theirs));
+        assert!(!backup_of(&drop_in).exists());
+        apply(&uninstall(&config).unwrap());
+        assert_eq!(read(&drop_in).unwrap().as_deref(), Some(theirs), "once more");
+    }
+
+    #[test]
+    fn no_capability_is_advertised() {
+        // With `rebase` pulls lose snapshots, silently.
+        for version in ["1.6.20", "1.7.24", "2.1.4", "2.4.2"] {
+            let (_dir, config) = machine(Some(WITH_COMMENTS));
+            apply(&install(&config, &node(version)).unwrap());
+            let both = read(&config).unwrap().unwrap() + &read(&drop_in_of(&config)).unwrap().unwrap();
+            assert!(!both.contains("capabilities") && !both.contains("rebase"), "{version}: {both}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
 use super::Door;
 use crate::{
@@ -92,7 +92,8 @@ impl Swarm for Caller {
     ) -> Result<Response<Self::JoinStream>, Status> {
         let mut reports = request.into_inner();
         let first = tokio::time::timeout(JOIN_MAX, reports.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no join came"))??;
+        let first = first.map_err(|_| Status::deadline_exceeded("no join came"))?;
+        let first = first.inspect_err(|status| self.unreadable(status))?;
         let first = first.ok_or_else(|| Status::invalid_argument("the stream ended before its join"))?;
         let join = Join::from_wire(first).map_err(|error| self.invalid(&error))?;
         if join.from.name != self.name {
@@ -160,7 +161,11 @@ impl Caller {
         loop {
             tokio::select! {
                 message = reports.message() => {
-                    let Ok(Some(message)) = message else { return };
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        Ok(None) => return,
+                        Err(status) => return self.unreadable(&status),
+                    };
                     match reports_from_wire(message, &self.name, count) {
                         Ok(reports) => seat.report(reports),
                         Err(error) => {
@@ -183,6 +188,13 @@ impl Caller {
                     }
                 }
             }
+        }
+    }
+
+    /// A message that is too long or none at all; connections that end are nobody's fault.
+    fn unreadable(&self, status: &Status) {
+        if matches!(status.code(), Code::OutOfRange | Code::Internal) {
+            tracing::warn!(peer = %self.name, "refused a message of a member: {}", status.message());
         }
     }
 

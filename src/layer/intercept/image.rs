@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     containerd::{SOURCE_LABEL_PREFIX, UNCOMPRESSED_LABEL},
     oci::{
-        Compression, Descriptor, Digest, DigestError, DocumentError, ImageConfig, Manifest,
+        Compression, Descriptor, Digest, DigestError, DocumentError, ImageConfig, MAX_DOCUMENT_LEN, Manifest,
         REF_NAME_ANNOTATION, Reference, Repository, Unhandled, chain_ids, is_manifest, layer_compression,
     },
 };
@@ -63,7 +63,9 @@ pub(super) struct Layers {
 pub enum Unfit {
     #[error("{digest} is missing from containerd's content store")]
     Missing { digest: Digest },
-    #[error("{digest} is larger than any manifest or config should be")]
+    #[error(
+        "{digest} is larger than the {MAX_DOCUMENT_LEN} bytes up to which manifests and configs are read"
+    )]
     TooLarge { digest: Digest },
     #[error("containerd's copy of {digest} has other bytes: run `ctr content rm {digest}` and pull again")]
     Rotten { digest: Digest },

@@ -233,6 +233,16 @@ async fn a_client_certificate_is_shown_where_hosts_toml_says_so() {
     write(dir.path(), &registry.host(), "client.key", &tls.client_key);
     verified(dir.path(), &registry).await.unwrap();
 
+    let said = tempfile::tempdir().unwrap();
+    let text = "ca = \"ca.pem\"\nclient = [[\"node.pem\", \"node.key\"]]\n";
+    write(said.path(), &registry.host(), "hosts.toml", "ca = \"ca.pem\"");
+    write(said.path(), &registry.host(), "ca.pem", &tls.ca_pem);
+    assert!(verified(said.path(), &registry).await.is_err());
+    write(said.path(), &registry.host(), "hosts.toml", text);
+    write(said.path(), &registry.host(), "node.pem", &tls.client_pem);
+    write(said.path(), &registry.host(), "node.key", &tls.client_key);
+    verified(said.path(), &registry).await.unwrap();
+
     // It is the node's, and opens nothing to clients.
     let digest = registry.put_blob("team/app", noise(1000));
     let wanted = (Kind::Blob, &digest);
