@@ -49,6 +49,23 @@ fn skopeo_podman_and_buildah() {
     });
 }
 
+/// Debian has no CRI-O. It finds its registries where skopeo does, by the same library: in `/etc/containers`, with the
+/// folder of drop-ins there.
+#[test]
+fn what_cri_o_reads() {
+    one_of_each("skopeo", |lab, node, image| {
+        let folder = lab.dir().join("registries.conf.d");
+        let folder = folder.display().to_string();
+        install(node, &["--crio", "--registries", REGISTRY, "--registries-dir", &folder]);
+        let copy = format!("dir:{}", lab.dir().join("copy").display());
+        let from = format!("docker://{REGISTRY}/{}", image.name);
+        let within = "mount --bind \"$0\" /etc/containers/registries.conf.d && exec \"$@\"";
+        let mut skopeo = Command::new("unshare");
+        skopeo.args(["--mount", "sh", "-c", within, &folder, "skopeo", "copy", &from, &copy]);
+        say(&mut skopeo);
+    });
+}
+
 #[test]
 fn crane_oras_and_regctl() {
     for name in ["crane", "oras", "regctl"] {
