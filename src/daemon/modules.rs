@@ -9,12 +9,13 @@ use super::{Settings, SettingsError, run::RunError};
 use crate::{
     door::{
         self,
-        registry::{Access, Authority, AuthorityError, Registries},
+        registry::{Access, Authority, AuthorityError},
     },
     identity::{self, Identity},
     layer,
     mesh::{self, Role},
     origin::{self, ProviderFiles},
+    pull::{self, Registries},
     snapshot::{self, Durability},
     store,
 };
@@ -34,9 +35,21 @@ pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings 
     snapshot::Settings { root: root.to_owned(), sync }
 }
 
+/// The registries that somebody has named, a folder of hosts.toml apart.
+fn registries(settings: &Settings) -> Vec<String> {
+    [settings.texts("mirror.registries"), settings.texts("mirror.proxy_hosts")].concat()
+}
+
+pub(super) fn pulls(settings: &Settings) -> pull::Settings {
+    let only = (settings.text("registry.strangers").as_deref() == Some("leave")).then(|| {
+        let default = settings.text("mirror.default_upstream");
+        Registries::new(registries(settings).into_iter().chain(default).collect())
+    });
+    pull::Settings { only, ..pull::Settings::default() }
+}
+
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
     let hosts = settings.texts("mirror.proxy_hosts");
-    let registries = [settings.texts("mirror.registries"), hosts.clone()].concat();
     let (cert, key) = (settings.path("mirror.ca_cert"), settings.path("mirror.ca_key"));
     let authority = match (hosts.is_empty(), cert.zip(key)) {
         (true, _) => None,
@@ -45,7 +58,7 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
     };
     Ok(door::registry::Settings {
         authority,
-        registries: Registries::new(registries),
+        registries: Registries::new(registries(settings)),
         default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
         access: match settings.text("mirror.access").as_deref() {
             Some("verify") => Access::Verify,

@@ -225,6 +225,14 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "registry",
+        "strangers",
+        Form::Word(&["share", "leave"]),
+        Some("\"share\""),
+        "share: layers of every registry that containerd pulls from are the cluster's; leave: those of a registry that \
+         nobody has named are left to containerd",
+    ),
+    key(
+        "registry",
         "plain_http",
         Form::Texts,
         Some("[]"),

@@ -39,7 +39,7 @@ use self::{
     handover::OwnLease,
     hold::{Held, Holder},
     image_pull::{ImagePull, Waiting},
-    intercept::{Catalog, Found, LayerOf},
+    intercept::{Catalog, Declined, Found, Image, LayerOf},
     make::{Content, Job, Progress, Tree},
 };
 use crate::{
@@ -165,7 +165,7 @@ impl Layers {
             self.decline(request, target, UNFIT_CONTAINERD, &unfit);
             return Answer::Mounts;
         }
-        let found = match self.parts.catalog.find(&request.namespace, target, &request.labels).await {
+        let found = match self.found(request, target).await {
             Ok(found) => found,
             Err(declined) => {
                 self.decline(request, target, declined.reason(), &declined);
@@ -183,6 +183,20 @@ impl Layers {
             }
             Outcome::HandedOver | Outcome::Declined | Outcome::Bypassed | Outcome::Adopted => Answer::Mounts,
         }
+    }
+
+    /// The layer, with the repositories that the node may read it from.
+    async fn found(&self, request: &Request, target: &str) -> Result<Found, Declined> {
+        let mut found = self.parts.catalog.find(&request.namespace, target, &request.labels).await?;
+        let named = &found.image.origins;
+        let origins = self.parts.pulls.known_among(named).await;
+        if origins.is_empty() && !named.is_empty() {
+            return Err(Declined::Stranger { image: found.image.title() });
+        }
+        if origins.len() < named.len() {
+            found.image = Arc::new(Image { origins, ..(*found.image).clone() });
+        }
+        Ok(found)
     }
 
     /// containerd removed the snapshot `key`: whoever held refs for it stops. Only posts events.

@@ -240,6 +240,10 @@ impl Preheats {
     /// # Errors
     /// As [`Self::layers`].
     pub async fn ahead(&self, image: &Reference, asker: &Asker) -> Result<Vec<Pull>, PreheatError> {
+        let repository = std::slice::from_ref(&image.repository);
+        if self.parts.pulls.known_among(repository).await.is_empty() {
+            return Ok(Vec::new());
+        }
         let layers = image::layers(&self.parts.origin, image, asker).await?;
         Ok(layers.into_iter().map(|layer| self.parts.pulls.start(layer)).collect())
     }

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{PullError, flight::News};
 use crate::{
-    piece::{Chain, PieceLayout, PieceSet},
+    piece::{Chain, PieceLayout, PieceSet, Statement},
     store::{Arriving, Blob, CommitError, ReadError},
 };
 
@@ -36,7 +36,11 @@ struct State {
 
 /// What a follower that stands before a piece gets.
 pub(super) enum Next {
-    Piece(Bytes),
+    Piece {
+        bytes: Bytes,
+        /// Of what is proven already; else whoever wants it has to hash the bytes.
+        statement: Option<Statement>,
+    },
     /// A piece before this one was taken back: the lowest.
     Rewind(u32),
     Failed(Arc<PullError>),
@@ -183,7 +187,12 @@ impl Arrival {
     /// Reads a piece; `None` if it was not there after all.
     fn take(&self, index: u32, (blob, arriving): &Whence) -> Option<Next> {
         match read(index, blob.as_ref(), arriving.as_ref()) {
-            Ok(bytes) => return Some(Next::Piece(bytes)),
+            Ok(bytes) => {
+                return Some(Next::Piece {
+                    bytes,
+                    statement: blob.as_ref().map(|blob| blob.statement(index)),
+                });
+            }
             Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
             Err(ReadError::Rotten { .. }) if blob.is_none() => {
                 self.take_back(index);
@@ -253,7 +262,7 @@ impl io::Read for PieceReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.current.is_empty() && self.index < self.arrival.layout.count() {
             match self.arrival.next(self.index, &mut self.seen) {
-                Next::Piece(bytes) => {
+                Next::Piece { bytes, .. } => {
                     self.current = bytes;
                     self.index += 1;
                 }

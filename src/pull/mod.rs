@@ -19,15 +19,18 @@ mod leads;
 mod lengths;
 mod metrics;
 mod offered;
+mod outgoing;
 mod pieces;
 mod proof;
 mod read;
+mod registries;
 mod session;
 mod track;
 
 use std::{
     collections::{HashMap, HashSet},
     io,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,8 +44,9 @@ pub use self::{
     arrival::PieceReader,
     metrics::Metrics,
     pieces::{Pieces, PiecesError},
+    registries::Registries,
 };
-use self::{flight::Flight, offered::Readings};
+use self::{flight::Flight, offered::Readings, outgoing::Outgoing};
 use crate::{
     mesh::Mesh,
     oci::{Digest, Repository, host_name},
@@ -63,11 +67,13 @@ const USED_MAX: usize = 1024;
 pub struct Settings {
     /// How long a pull that nobody waits for goes on: containerd's client may come back.
     pub linger: Duration,
+    /// Of which registries containerd's pulls are taken part in; none: of every one.
+    pub only: Option<Registries>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_secs(60) }
+        Self { linger: Duration::from_secs(60), only: None }
     }
 }
 
@@ -112,6 +118,7 @@ struct Shared {
     settings: Settings,
     readings: Readings,
     buffers: Semaphore,
+    outgoing: Arc<Outgoing>,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
     /// Hosts of which the node itself has wanted something.
     used: Mutex<HashSet<String>>,
@@ -213,6 +220,7 @@ impl Pulls {
             settings,
             readings: Readings::new(),
             buffers,
+            outgoing: Arc::new(Outgoing::new()),
             flights,
             used: Mutex::default(),
         }))
@@ -256,6 +264,24 @@ impl Pulls {
     pub fn has_used(&self, host: &str) -> bool {
         let used = self.0.used.lock();
         used.contains(host) || used.contains(host_name(host))
+    }
+
+    /// Those repositories of an image of containerd's that the node may have to do with, where it takes no strangers.
+    pub async fn known_among(&self, repositories: &[Repository]) -> Vec<Repository> {
+        let Some(only) = &self.0.settings.only else { return repositories.to_vec() };
+        let mut known = Vec::new();
+        for repository in repositories {
+            if only.include(&repository.host) || self.0.origin.is_named(&repository.host).await {
+                known.push(repository.clone());
+            }
+        }
+        known
+    }
+
+    /// The bytes of a pull within `window` as they arrive, for a task; the last piece of the blob comes once all is proven.
+    #[must_use]
+    pub fn pieces(&self, pull: &Pull, window: Range<u64>) -> Pieces {
+        Pieces::new(pull.clone(), self.0.outgoing.clone(), window)
     }
 
     /// The pulls under way, and those that still serve their swarm.
@@ -375,11 +401,5 @@ impl Pull {
     #[must_use]
     pub fn reader(&self) -> PieceReader {
         PieceReader::new(self.handle.0.arrival.clone(), self.handle.clone())
-    }
-
-    /// The pieces from `first` on as they arrive, for a task; the last piece of the blob comes once all is proven.
-    #[must_use]
-    pub fn pieces(&self, first: u32) -> Pieces {
-        Pieces::new(self.clone(), self.handle.0.arrival.clone(), first)
     }
 }

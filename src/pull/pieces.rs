@@ -1,6 +1,6 @@
-//! A blob's pieces in order as they arrive, for a task that hands them on to somebody who checks the whole itself.
+//! A blob's bytes in order as they arrive, for a task that hands them on to somebody who checks the whole itself.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -8,10 +8,15 @@ use tokio::sync::watch;
 use super::{
     Pull, PullError,
     arrival::{Arrival, Next, Seen},
+    outgoing::{Outgoing, Room},
 };
-use crate::{oci::Digest, piece::Statement, store::ReadError};
+use crate::{
+    oci::Digest,
+    piece::{PieceLayout, Statement},
+    store::ReadError,
+};
 
-/// Why there are no more pieces. What was handed on by then must not be called whole.
+/// Why there are no more bytes. What was handed on by then must not be called whole.
 #[derive(Debug, thiserror::Error)]
 pub enum PiecesError {
     #[error("piece {index} of {digest} was replaced after it had been handed on")]
@@ -29,89 +34,143 @@ impl PiecesError {
     }
 }
 
-/// The pieces of a pull. Each passed its check; that they are the digest's is known with the last one, which comes only
-/// then.
+/// A window of a pull's bytes, a piece at a time, or less where memory is short. Each passed its piece's check; that all
+/// are the digest's is known with the last piece, which comes only then.
 pub struct Pieces {
     pull: Pull,
     arrival: Arc<Arrival>,
+    outgoing: Arc<Outgoing>,
     changes: watch::Receiver<()>,
+    /// The piece with which the window began.
     first: u32,
-    /// What was handed on, from `first`: a piece that is replaced by the same bytes changes nothing.
+    /// What is still to be handed on.
+    window: Range<u64>,
+    /// Of the pieces of which something was handed on, from `first`: one that is replaced by the same bytes changes nothing.
     sent: Vec<Statement>,
-    /// How many of `sent` still stand as they were.
+    /// How many of `sent` were handed on wholly, and still stand as they were.
     standing: usize,
     seen: Seen,
 }
 
+/// As [`Next`], with what is needed to hand it on.
+enum Taken {
+    Piece(Bytes, Statement, Room),
+    Rewind(u32),
+    Failed(Arc<PullError>),
+}
+
 impl Pieces {
-    pub(super) fn new(pull: Pull, arrival: Arc<Arrival>, first: u32) -> Self {
-        let changes = arrival.changes();
-        Self { pull, arrival, changes, first, sent: Vec::new(), standing: 0, seen: Seen::default() }
+    pub(super) fn new(pull: Pull, outgoing: Arc<Outgoing>, window: Range<u64>) -> Self {
+        let arrival = pull.handle.0.arrival.clone();
+        let (changes, first) = (arrival.changes(), piece_at(arrival.layout(), window.start));
+        let (sent, standing, seen) = (Vec::new(), 0, Seen::default());
+        Self { pull, arrival, outgoing, changes, first, window, sent, standing, seen }
     }
 
-    /// Index of the piece that comes next.
+    /// What is still to be handed on.
+    #[must_use]
+    pub fn window(&self) -> Range<u64> {
+        self.window.clone()
+    }
+
+    /// The piece that comes next, or goes on.
     #[must_use]
     pub fn index(&self) -> u32 {
-        self.first + u32::try_from(self.sent.len()).expect("no more than there are pieces")
+        piece_at(self.arrival.layout(), self.window.start)
     }
 
-    /// The next piece; `None` behind the last.
+    /// The next bytes; `None` behind the last.
     ///
     /// # Errors
     /// The pull failed, or went back on what was handed on already.
     pub async fn next(&mut self) -> Option<Result<Bytes, PiecesError>> {
-        let count = self.arrival.layout().count();
-        if self.index() == count {
+        // An empty blob has one empty piece, which has to be proven too.
+        let is_over = self.arrival.layout().blob_len() > 0 || !self.sent.is_empty();
+        if self.window.is_empty() && is_over {
             return None;
         }
-        if self.index() + 1 == count
+        let current = self.index();
+        if current + 1 == self.arrival.layout().count()
             && let Err(source) = self.pull.proven().await
         {
             return Some(Err(self.failed(source)));
         }
         loop {
-            let again = self.standing < self.sent.len();
             let index = self.first + u32::try_from(self.standing).expect("no more than there are pieces");
-            match self.take(index).await {
-                Next::Piece(bytes) if again => {
-                    if blake3::hash(&bytes) != self.sent[self.standing] {
-                        let digest = self.pull.digest().clone();
-                        return Some(Err(PiecesError::Replaced { digest, index }));
-                    }
-                    self.standing += 1;
-                }
-                Next::Piece(bytes) => {
-                    self.sent.push(blake3::hash(&bytes));
-                    self.standing += 1;
-                    return Some(Ok(bytes));
-                }
-                Next::Rewind(piece) => {
+            let (bytes, statement, room) = match self.take(index, index == current).await {
+                Taken::Piece(bytes, statement, room) => (bytes, statement, room),
+                Taken::Rewind(piece) => {
                     let still = usize::try_from(piece.saturating_sub(self.first)).unwrap_or(usize::MAX);
                     self.standing = self.standing.min(still);
+                    continue;
                 }
-                Next::Failed(source) => return Some(Err(self.failed(source))),
+                Taken::Failed(source) => return Some(Err(self.failed(source))),
+            };
+            match self.sent.get(self.standing) {
+                Some(sent) if *sent != statement => {
+                    let digest = self.pull.digest().clone();
+                    return Some(Err(PiecesError::Replaced { digest, index }));
+                }
+                Some(_) => {}
+                None => self.sent.push(statement),
             }
+            if index == current {
+                return Some(Ok(self.cut(index, bytes, room)));
+            }
+            self.standing += 1;
         }
     }
 
-    async fn take(&mut self, index: u32) -> Next {
+    /// As much of piece `index` as is wanted, and as there is room for.
+    fn cut(&mut self, index: u32, piece: Bytes, room: Room) -> Bytes {
+        let range = self.arrival.layout().range(index);
+        let within =
+            |at: u64| usize::try_from(at.clamp(range.start, range.end) - range.start).expect("a piece");
+        let bytes = room.keep(&piece, within(self.window.start)..within(self.window.end));
+        self.window.start += bytes.len() as u64;
+        if self.window.start == range.end {
+            self.standing += 1;
+        }
+        bytes
+    }
+
+    /// Piece `index`, to be handed on or only looked at.
+    async fn take(&mut self, index: u32, to_hand_on: bool) -> Taken {
         loop {
             self.changes.mark_unchanged();
-            if self.arrival.has_next(index, &self.seen) {
-                let (arrival, mut seen) = (Arc::clone(&self.arrival), self.seen);
-                let reading = tokio::task::spawn_blocking(move || (arrival.try_next(index, &mut seen), seen));
-                let (next, seen) = reading.await.expect("reading a piece does not panic");
-                self.seen = seen;
-                if let Some(next) = next {
-                    return next;
-                }
+            if !self.arrival.has_next(index, &self.seen) {
+                self.changes.changed().await.expect("the arrival is held here");
                 continue;
             }
-            self.changes.changed().await.expect("the arrival is held here");
+            let len = self.arrival.layout().len_of(index);
+            let room = self.outgoing.room(if to_hand_on { len } else { 0 }).await;
+            let (arrival, mut seen) = (Arc::clone(&self.arrival), self.seen);
+            let reading = tokio::task::spawn_blocking(move || {
+                let next = match arrival.try_next(index, &mut seen) {
+                    Some(Next::Piece { bytes, statement }) => {
+                        let statement = statement.unwrap_or_else(|| blake3::hash(&bytes));
+                        Some(Taken::Piece(bytes, statement, room))
+                    }
+                    Some(Next::Rewind(piece)) => Some(Taken::Rewind(piece)),
+                    Some(Next::Failed(why)) => Some(Taken::Failed(why)),
+                    None => None,
+                };
+                (next, seen)
+            });
+            let (next, seen) = reading.await.expect("reading a piece does not panic");
+            self.seen = seen;
+            if let Some(next) = next {
+                return next;
+            }
         }
     }
 
     fn failed(&self, source: Arc<PullError>) -> PiecesError {
         PiecesError::Failed { digest: self.pull.digest().clone(), source }
     }
+}
+
+fn piece_at(layout: PieceLayout, byte: u64) -> u32 {
+    let index = u32::try_from(byte / layout.piece_len()).expect("no more than there are pieces");
+    index.min(layout.count() - 1)
 }

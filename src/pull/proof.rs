@@ -24,7 +24,7 @@ pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<New
             }
         }
         match arrival.next(index, &mut seen) {
-            Next::Piece(bytes) => {
+            Next::Piece { bytes, .. } => {
                 builder.push(&bytes);
                 if news.blocking_send(News::Front(builder.next())).is_err() {
                     return;
@@ -116,7 +116,9 @@ mod tests {
         let (mut builder, mut seen) =
             (ChainBuilder::new(&bench.digest, bench.bytes.len() as u64), Seen::default());
         for index in 0..2 {
-            let Next::Piece(bytes) = bench.arrival.next(index, &mut seen) else { panic!("both are here") };
+            let Next::Piece { bytes, .. } = bench.arrival.next(index, &mut seen) else {
+                panic!("both are here")
+            };
             builder.push(&bytes);
         }
         let chain = builder.finish().unwrap();

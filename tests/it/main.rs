@@ -17,6 +17,7 @@ mod real_compare;
 mod real_conformance;
 mod real_contents;
 mod real_cri;
+mod real_docker;
 mod real_handover;
 mod real_holdings;
 mod real_image;

@@ -3,6 +3,7 @@
 
 mod access;
 mod blobs;
+mod large;
 mod manifests;
 mod offline;
 mod proxy;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use flotilla::oci::{Algorithm, Digest};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -143,6 +145,39 @@ async fn send(
     headers: &[(&str, &str)],
     body: String,
 ) -> Got {
+    let mut answer = open(stream, (method, path), headers, body).await;
+    let mut bytes = Vec::new();
+    let whole = answer.each(|part| bytes.extend_from_slice(part)).await;
+    Got { status: answer.status, headers: answer.headers, bytes: bytes.into(), whole }
+}
+
+/// An answer whose body is still to come.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    headers: HeaderMap,
+    body: Incoming,
+}
+
+impl Answer {
+    /// Gives each part of the body to `take`; whether it ended in good order.
+    pub(crate) async fn each(&mut self, mut take: impl FnMut(&[u8])) -> bool {
+        while let Some(frame) = self.body.frame().await {
+            match frame {
+                Ok(frame) => take(&frame.into_data().unwrap_or_default()),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Asks, and waits for the answer's head.
+pub(crate) async fn open(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    (method, path): (Method, &str),
+    headers: &[(&str, &str)],
+    body: String,
+) -> Answer {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     TaskTracker::new().spawn(connection);
     let mut request = Request::builder().method(method).uri(path);
@@ -150,18 +185,8 @@ async fn send(
         request = request.header(*name, *value);
     }
     let response = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
-    let (parts, mut body) = response.into_parts();
-    let (mut bytes, mut whole) = (Vec::new(), true);
-    while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(_) => {
-                whole = false;
-                break;
-            }
-        }
-    }
-    Got { status: parts.status, headers: parts.headers, bytes: bytes.into(), whole }
+    let (parts, body) = response.into_parts();
+    Answer { status: parts.status, headers: parts.headers, body }
 }
 
 /// Bytes that are no others', and do not compress.

@@ -19,22 +19,32 @@ use crate::{
         story::on_every_containerd,
         tool,
     },
-    real_image::cgroup,
+    real_image::{cgroup, log},
     real_layers::{came_by_flotilla, containerd_was_left_nothing, counted},
 };
 
-on_every_containerd!(a_static_pod_starts);
+on_every_containerd!(a_static_pod_starts, a_static_pod_starts_through_the_cri_proxy);
 
 /// How often we look for what the pod writes.
 const LOOK_AFTER: Duration = Duration::from_millis(200);
 
 fn a_static_pod_starts(lab: &Lab, containerd: Programs) {
+    starts(lab, &containerd, false);
+}
+
+/// `--image-service-endpoint` is Flotilla's.
+fn a_static_pod_starts_through_the_cri_proxy(lab: &Lab, containerd: Programs) {
+    starts(lab, &containerd, true);
+}
+
+fn starts(lab: &Lab, containerd: &Programs, by_proxy: bool) {
     let Some(kubelet) = tool("kubelet") else {
         eprintln!("skipped: no kubelet here; cargo xtask setup kubelet builds it where Go is");
         return;
     };
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
-    let node = lab.node(&containerd).alone().start().unwrap();
+    let plan = lab.node(containerd).alone();
+    let node = plan.setting("containerd", "cri_proxy", &by_proxy.to_string()).start().unwrap();
     // kubelet wants the runtime's network ready, the pod uses none.
     let network = json!({ "cniVersion": "1.0.0", "name": "lo", "plugins": [{ "type": "loopback" }] });
     write_json(&lab.dir().join(&node.name).join("containerd/cni/10-lo.conflist"), &network);
@@ -48,6 +58,10 @@ fn a_static_pod_starts(lab: &Lab, containerd: Programs) {
     let mut command = Command::new(kubelet);
     command.arg("--config").arg(dir.join("kubelet.json")).arg("--root-dir").arg(dir.join("root"));
     command.args(["--hostname-override", "lab", "--cert-dir"]).arg(dir.join("certs"));
+    if by_proxy {
+        let socket = lab.dir().join(&node.name).join("flotilla/run/cri.sock");
+        command.arg(format!("--image-service-endpoint=unix://{}", socket.display()));
+    }
     let mut kubelet = Process::start("kubelet", command, &dir.join("kubelet.log"), lab.dir()).unwrap();
     let deadline = Instant::now() + PATIENCE;
     let word = said.join("word");
@@ -60,6 +74,9 @@ fn a_static_pod_starts(lab: &Lab, containerd: Programs) {
     assert_eq!(counted(daemon, "intercepted"), 4.0, "{}", daemon.metrics().unwrap().page());
     came_by_flotilla(lab, &image);
     containerd_was_left_nothing(daemon);
+    let ahead =
+        log(&node).contains(&format!("started ahead of containerd image=\"{}\"", lab.name(&image.name)));
+    assert_eq!(ahead, by_proxy, "{}", log(&node));
     kubelet.terminate().unwrap();
 }
 

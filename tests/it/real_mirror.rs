@@ -1,25 +1,19 @@
 //! Real clients before the mirror: what they pull is whole, and leaves the registry once.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use crate::{
     lab::{
         Lab,
         containerd::{self, Programs},
-        flotilla::{Flotilla, Settings},
         image::{Images, Published},
-        node::{Node, NodePlan},
-        process::{Process, output},
+        node::Node,
+        process::output,
         registry::{lead_by_mirror, lead_to},
         samples,
         story::{flotilla_program, on_every_containerd, tell},
         tool,
     },
-    mirror::operators_ca,
     real_image::Pulled,
 };
 
@@ -55,6 +49,23 @@ fn skopeo_podman_and_buildah() {
     });
 }
 
+/// Debian has no CRI-O. It finds its registries where skopeo does, by the same library: in `/etc/containers`, with the
+/// folder of drop-ins there.
+#[test]
+fn what_cri_o_reads() {
+    one_of_each("skopeo", |lab, node, image| {
+        let folder = lab.dir().join("registries.conf.d");
+        let folder = folder.display().to_string();
+        install(node, &["--crio", "--registries", REGISTRY, "--registries-dir", &folder]);
+        let copy = format!("dir:{}", lab.dir().join("copy").display());
+        let from = format!("docker://{REGISTRY}/{}", image.name);
+        let within = "mount --bind \"$0\" /etc/containers/registries.conf.d && exec \"$@\"";
+        let mut skopeo = Command::new("unshare");
+        skopeo.args(["--mount", "sh", "-c", within, &folder, "skopeo", "copy", &from, &copy]);
+        say(&mut skopeo);
+    });
+}
+
 #[test]
 fn crane_oras_and_regctl() {
     for name in ["crane", "oras", "regctl"] {
@@ -83,54 +94,6 @@ fn crane_oras_and_regctl() {
             };
             say(&mut client);
         });
-    }
-}
-
-#[test]
-fn docker_with_a_registry_mirror() {
-    one_of_each("dockerd", |lab, node, image| {
-        let config = lab.dir().join("docker/daemon.json").display().to_string();
-        install(node, &["--docker", "--docker-config", &config]);
-        let docker = Docker::start(lab, &[], &[]);
-        let pulled = docker.say(&["pull", &image.name]);
-        assert!(pulled.contains(&image.manifest.digest), "{pulled}");
-        let images = docker.say(&["images", "--digests", "--no-trunc"]);
-        assert!(images.contains(&image.manifest.digest), "{images}");
-    });
-}
-
-#[test]
-fn docker_through_the_proxy() {
-    one_of_each("dockerd", |lab, node, image| {
-        let mut node = Daemon::like(lab, node);
-        let (cert, key) = operators_ca(lab.dir());
-        node.settings.list("mirror", "proxy_hosts", &[REGISTRY.to_owned()]);
-        node.settings.path("mirror", "ca_cert", &cert).path("mirror", "ca_key", &key);
-        let daemon = node.start();
-        let proxy = format!("http://{}", daemon.address_of("mirror").unwrap());
-        let trusted = cert.display().to_string();
-        let docker = Docker::start(lab, &[], &[("HTTPS_PROXY", &proxy), ("SSL_CERT_FILE", &trusted)]);
-        let pulled = docker.say(&["pull", &format!("{REGISTRY}/{}", image.name)]);
-        assert!(pulled.contains(&image.manifest.digest), "{pulled}");
-    });
-}
-
-/// A second daemon of a lab, without a containerd.
-struct Daemon {
-    dir: PathBuf,
-    settings: Settings,
-}
-
-impl Daemon {
-    fn like(lab: &Lab, node: &Node) -> Self {
-        let dir = lab.dir().join(format!("{}-alone", node.name));
-        let mut settings = NodePlan::settings("alone", &dir, "127.0.0.1", &lab.hosts_dir());
-        settings.text("mesh", "listen", "127.0.0.1:0").unset("mesh", "advertise");
-        Self { dir, settings }
-    }
-
-    fn start(&self) -> Flotilla {
-        Flotilla::start(flotilla_program(), self.dir.join("flotilla"), &self.settings, None).unwrap()
     }
 }
 
@@ -180,7 +143,7 @@ pub(crate) fn say(command: &mut Command) -> String {
 }
 
 /// A story of one client, if it is here.
-fn one_of_each(program: &str, story: fn(&Lab, &Node, &Published)) {
+pub(crate) fn one_of_each(program: &str, story: fn(&Lab, &Node, &Published)) {
     if !has(program) {
         eprintln!("skipped: no {program} here; cargo xtask setup installs it");
         return;
@@ -232,47 +195,6 @@ fn with_registries_conf(lab: &Lab, node: &Node, program: &str) -> Command {
     command.arg("--root").arg(dir.join("root")).arg("--runroot").arg(dir.join("run"));
     command.args(["--storage-driver", "vfs"]);
     command
-}
-
-/// A docker daemon of its own.
-pub(crate) struct Docker {
-    socket: PathBuf,
-    _daemon: Process,
-}
-
-impl Docker {
-    pub(crate) fn start(lab: &Lab, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let dir = lab.dir().join("docker");
-        fs::create_dir_all(&dir).unwrap();
-        let socket = dir.join("d.sock");
-        let mut command = Command::new("dockerd");
-        command.args([
-            "--iptables=false",
-            "--bridge=none",
-            "--oom-score-adjust",
-            "0",
-            "--storage-driver",
-            "overlay2",
-        ]);
-        command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
-        command.arg("--pidfile").arg(dir.join("pid"));
-        if dir.join("daemon.json").exists() {
-            command.arg("--config-file").arg(dir.join("daemon.json"));
-        }
-        command.arg("--host").arg(format!("unix://{}", socket.display())).args(arguments);
-        command.envs(environment.iter().copied());
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-        let daemon = Process::start("dockerd", command, &dir.join("dockerd.log"), lab.dir()).unwrap();
-        daemon.wait_for("API listen on").unwrap();
-        Self { socket, _daemon: daemon }
-    }
-
-    pub(crate) fn say(&self, arguments: &[&str]) -> String {
-        let mut docker = Command::new("docker");
-        docker.arg("--host").arg(format!("unix://{}", self.socket.display())).args(arguments);
-        output(docker).unwrap()
-    }
 }
 
 fn ctr_with_a_hosts_dir(lab: &Lab, programs: Programs) {

@@ -7,7 +7,13 @@ use http::Method;
 use tokio::runtime::Runtime;
 
 use crate::{
-    lab::{Lab, containerd::Programs, image::Published, node::MESH_PORT, node::Node, story::tell},
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::{Layer, Published},
+        node::{MESH_PORT, Node},
+        story::tell,
+    },
     liar::Liar,
     mirror::{Got, ask},
     real_image::eventually,
@@ -27,6 +33,11 @@ fn a_member_that_lies_costs_a_client_no_wrong_byte() {
 #[test]
 fn a_registry_that_goes_away_fails_no_pull_by_digest() {
     tell("1.6", outage);
+}
+
+#[test]
+fn a_registry_that_goes_away_in_the_middle_of_a_crowd_fails_no_pull_by_digest() {
+    tell("1.6", outage_in_the_middle);
 }
 
 /// A client of one node's mirror.
@@ -52,7 +63,12 @@ impl<'a> Client<'a> {
 
     /// Pulls manifest and layers by their digests, and checks each.
     fn pulls_by_digest(&self) {
-        let blobs = self.image.layers.iter().map(|layer| format!("blobs/{}", layer.blob.digest));
+        self.pulls_layers(&self.image.layers);
+    }
+
+    /// Pulls the manifest and some of the layers.
+    fn pulls_layers(&self, layers: &[Layer]) {
+        let blobs = layers.iter().map(|layer| format!("blobs/{}", layer.blob.digest));
         for rest in [format!("manifests/{}", self.image.manifest.digest)].into_iter().chain(blobs) {
             let got = self.get(&rest);
             assert!(got.status.is_success() && got.whole, "{rest}: {} {:?}", got.status, got.bytes);
@@ -115,4 +131,28 @@ fn outage(lab: &Lab, containerd: Programs) {
         assert_eq!(bytes_from(node, "origin"), 0);
     }
     eventually("the pulls to be told", || bytes_from(&nodes[1], "peer") >= layer_bytes(&image));
+}
+
+/// The registry dies while four clients read: what each of them lacks is with one or the other node, and with none alone.
+fn outage_in_the_middle(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/halved:v1");
+    // Seconds for what is asked of each node: the registry is gone before anybody has it all.
+    let mut nodes =
+        lab.crowd_of(&containerd, 4, |plan| plan.setting("mesh", "upload_rate", "\"4MiB\"")).unwrap();
+    meet(&mut nodes);
+    let clients: Vec<_> = nodes.iter().map(|node| Client::of(lab, node, &image)).collect();
+    let (lower, upper) = image.layers.split_at(2);
+    clients[0].pulls_layers(lower);
+    clients[1].pulls_layers(upper);
+    let whole = layer_bytes(&image);
+    let by_peers = || nodes[2..].iter().map(|node| bytes_from(node, "peer")).collect::<Vec<_>>();
+    thread::scope(|scope| {
+        let pulls: Vec<_> = clients.iter().map(|client| scope.spawn(|| client.pulls_by_digest())).collect();
+        eventually("all to have begun", || by_peers().iter().all(|bytes| *bytes >= 1 << 20));
+        lab.registry().process().kill().unwrap();
+        let at_its_death = by_peers();
+        assert!(at_its_death.iter().all(|bytes| *bytes < whole), "{at_its_death:?} of {whole}");
+        pulls.into_iter().for_each(|pull| pull.join().unwrap());
+    });
+    assert_eq!(nodes[2..].iter().map(|node| bytes_from(node, "origin")).sum::<u64>(), 0);
 }

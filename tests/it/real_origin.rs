@@ -17,10 +17,11 @@ use crate::{
         node::Node,
         process::output,
         samples,
-        story::on_every_containerd,
+        story::{on_every_containerd, tell},
     },
+    real_image::Pulled,
     real_mesh::{layer_bytes, layers_sent, metric},
-    registry::{Fault, Kind, Registry},
+    registry::{Fault, Kind, Registry, Seen},
 };
 
 on_every_containerd!(
@@ -29,6 +30,11 @@ on_every_containerd!(
     odd_registries_are_read_all_the_same,
     broken_registries_are_declined_and_containerd_pulls,
 );
+
+#[test]
+fn strangers_are_left_to_containerd_where_the_setting_says_so() {
+    tell("1.6", strangers);
+}
 
 /// Busybox, and two megabytes of noise that no other image has.
 pub(crate) fn image(lab: &Lab, name: &str, seed: u64) -> Published {
@@ -271,4 +277,31 @@ fn broken_registries_are_declined_and_containerd_pulls(lab: &Lab, containerd: Pr
     let noise = |line: &&str| line.contains(&image.layers[1].blob.digest);
     let of_noise: Vec<&str> = said.lines().filter(noise).collect();
     assert!(matches!(of_noise[..], [line] if line.contains("\"reason\":\"origin_redirects\"")), "{said}");
+}
+
+/// Somebody's pod names an image of his own registry, which has the layer of an honest one with another length.
+fn strangers(lab: &Lab, containerd: Programs) {
+    let honest = image(lab, "demo/honest:v1", 73);
+    let mut longer = honest.layers[1].clone();
+    longer.blob.size += 4096;
+    let claimed = lab.images().publish("evil/longer:v1", &[longer], &["/bin/ls"]).unwrap();
+    let runtime = Runtime::new().unwrap();
+    let stranger = runtime.block_on(Registry::start());
+    stock_whole(lab, &stranger, &claimed);
+    let plan = lab.node(&containerd).alone().setting("registry", "strangers", "\"leave\"");
+    // containerd's labels lose the port.
+    let node = plan.setting("mirror", "registries", "[\"127.0.0.1\"]").start().unwrap();
+    // containerd speaks plain HTTP to it without anybody's word.
+    let name = format!("localhost:{}/{}", stranger.address().port(), claimed.name);
+    assert!(node.pull(&name).is_err(), "containerd itself refuses the length");
+    assert!(metric(&node, "flotilla_layers_total", &["reason=\"stranger\""]) > 0);
+    let agent = |seen: &Seen| seen.headers.get("user-agent").map(|agent| agent.to_str().unwrap().to_owned());
+    let seen = stranger.seen();
+    assert!(
+        seen.iter().filter_map(agent).all(|agent| !agent.starts_with("flotilla/")),
+        "nothing is read there"
+    );
+
+    node.pull(&lab.name(&honest.name)).unwrap();
+    Pulled::new(lab, &node, &honest).was_brought_by_flotilla();
 }

@@ -4,6 +4,7 @@ mod crowd;
 mod figure;
 mod image;
 mod machine;
+mod mirror;
 
 use crate::lab::Result;
 
@@ -11,7 +12,8 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let rest = arguments.get(1..).unwrap_or_default();
     match arguments.first().map(String::as_str) {
         Some("crowd") => crowd::run(rest),
-        Some(other) => Err(format!("no benchmark {other}; there is crowd").into()),
-        None => Err("bench wants a name; there is crowd".into()),
+        Some("mirror") => mirror::run(rest),
+        Some(other) => Err(format!("no benchmark {other}; there are crowd and mirror").into()),
+        None => Err("bench wants a name; there are crowd and mirror".into()),
     }
 }

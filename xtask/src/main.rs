@@ -23,6 +23,8 @@ usage: cargo xtask COMMAND
                                nodes in network namespaces pull one image, with Flotilla and without
   bench crowd [--nodes N] [--rounds R] [--mbit M] [--scenario NAME[,NAME]] [--json FILE]
                                crowds in every scenario, measured beside the same crowd without Flotilla
+  bench mirror [--rounds R] [--json FILE]
+                               the mirror beside nginx with sendfile, serving the same blobs to the same client
   sweep                        remove what demo --keep left up, and what killed tests left behind
   deb                          build the Debian package into target/debian/
 environment: FLOTILLA_CACHE (default ~/.cache/flotilla), FLOTILLA_GO=0 (build nothing with Go)";

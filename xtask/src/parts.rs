@@ -108,9 +108,19 @@ fn optional(name: &str, work: impl FnOnce() -> Result<Outcome>) {
     let _none = step(name, || work().or_else(skipped));
 }
 
+/// What the mirror's benchmark needs.
+pub fn for_bench_mirror() -> Result<()> {
+    step("packages", || install(&[("nginx", "nginx")]))
+}
+
 fn packages() -> Result<Outcome> {
+    install(&PACKAGES)
+}
+
+/// Installs what is not there, by the program that shows it.
+fn install(packages: &[(&str, &str)]) -> Result<Outcome> {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
+        packages.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(Outcome::Kept);
     }
@@ -125,6 +135,7 @@ fn packages() -> Result<Outcome> {
         ("docker.io", "docker.service"),
         ("docker.io", "containerd.service"),
         ("podman", "podman.socket"),
+        ("nginx", "nginx.service"),
     ];
     for (_, unit) in started.iter().filter(|(package, _)| missing.contains(package) && has("systemctl")) {
         let _without_systemd_there_is_nothing_to_stop =

@@ -397,7 +397,7 @@ async fn a_pull_whose_client_went_away_goes_on_for_whoever_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_nobody_comes_back_for_ends() {
     let linger = Duration::from_millis(300);
-    let mut crowd = Crowd::with(1, 1 << 20, true, pull::Settings { linger }).await;
+    let mut crowd = Crowd::with(1, 1 << 20, true, pull::Settings { linger, only: None }).await;
     // Whoever listens here never answers.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let host = silent.local_addr().unwrap().to_string();

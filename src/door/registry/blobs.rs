@@ -26,7 +26,7 @@ use super::{
 use crate::{
     oci::Digest,
     origin::Kind,
-    piece::{BLOB_LEN_MAX, PieceLayout},
+    piece::BLOB_LEN_MAX,
     pull::{Pieces, PiecesError, Pull, Pulls, Want},
 };
 
@@ -159,40 +159,34 @@ struct Sending {
     want: Want,
     pull: Pull,
     pieces: Pieces,
-    layout: PieceLayout,
-    /// What is still to be sent.
-    window: Range<u64>,
-    over: bool,
+    failed: bool,
     rotten: u32,
 }
 
 impl Sending {
     fn new(pulls: Pulls, want: Want, window: Range<u64>) -> Self {
-        let layout = PieceLayout::of(want.len);
-        let first = u32::try_from(window.start / layout.piece_len()).expect("no more than there are pieces");
         let pull = pulls.start(want.clone());
-        let pieces = pull.pieces(first);
-        Self { pulls, want, pull, pieces, layout, window, over: false, rotten: 0 }
+        let pieces = pulls.pieces(&pull, window);
+        Self { pulls, want, pull, pieces, failed: false, rotten: 0 }
     }
 
     /// What is to be sent next; `None` once all of it was.
     async fn next(&mut self) -> Option<Result<Bytes, PiecesError>> {
         loop {
-            if self.over {
+            if self.failed {
                 return None;
             }
-            let index = self.pieces.index();
             match self.next_piece().await? {
-                Ok(piece) => return Some(Ok(self.cut(index, &piece))),
+                Ok(bytes) => return Some(Ok(bytes)),
                 // What was sent is the blob's: the piece that has rotted is the same in any other copy.
                 Err(error) if error.is_rot() && self.rotten < ROTTEN_MAX => {
                     self.rotten += 1;
-                    tracing::warn!(digest = %self.want.digest, piece = index, "rot in the store: fetched again");
+                    tracing::warn!(digest = %self.want.digest, piece = self.pieces.index(), "rot in the store: fetched again");
                     self.pull = self.pulls.start(self.want.clone());
-                    self.pieces = self.pull.pieces(index);
+                    self.pieces = self.pulls.pieces(&self.pull, self.pieces.window());
                 }
                 Err(error) => {
-                    self.over = true;
+                    self.failed = true;
                     return Some(Err(error));
                 }
             }
@@ -223,30 +217,19 @@ impl Sending {
         }
     }
 
-    /// The part of piece `index` that is wanted.
-    fn cut(&mut self, index: u32, piece: &Bytes) -> Bytes {
-        let range = self.layout.range(index);
-        let within =
-            |at: u64| usize::try_from(at.clamp(range.start, range.end) - range.start).expect("a piece");
-        let bytes = piece.slice(within(self.window.start)..within(self.window.end));
-        self.window.start = self.window.end.min(range.end);
-        self.over = self.window.is_empty();
-        bytes
-    }
-
     async fn run(mut self, sender: mpsc::Sender<Result<Bytes, PiecesError>>) {
         let mut begun = false;
-        while let Some(bytes) = self.next().await {
+        // Nothing is read before there is somebody to take it.
+        while let Ok(place) = sender.reserve().await {
+            let Some(bytes) = self.next().await else { return };
             if let Err(error) = &bytes
                 && begun
             {
                 tracing::warn!(digest = %self.want.digest, "a client's blob breaks off: {}", crate::pull::chain_of(error));
             }
-            if sender.send(bytes).await.is_err() {
-                tracing::debug!(digest = %self.want.digest, left = self.window.end - self.window.start, "a client went away");
-                return;
-            }
+            place.send(bytes);
             begun = true;
         }
+        tracing::debug!(digest = %self.want.digest, left = ?self.pieces.window(), "a client went away");
     }
 }

@@ -26,7 +26,6 @@ mod passed;
 mod patient;
 mod proxy;
 mod range;
-mod registries;
 mod reply;
 mod route;
 mod tags;
@@ -61,16 +60,15 @@ pub use self::{
     access::{Access, GRANTED_FOR},
     leaf::{Authority, AuthorityError},
     metrics::Metrics,
-    registries::Registries,
     visits::Visits,
 };
 use crate::{
     origin::{Asker, Origin, Pass},
-    pull::Pulls,
+    pull::{Pulls, Registries},
     store::Store,
 };
 
-/// Connections at a time: 200 clients with two each. Each may have two pieces in memory, of 256 KiB for most blobs.
+/// Connections at a time: 200 clients with two each. What is on its way to all of them together is bounded in `pull`.
 const CONNECTIONS_MAX: usize = 512;
 /// A request's head takes no longer once it has begun, and an idle connection is kept for as long.
 const HEAD_MAX: Duration = Duration::from_secs(60);

@@ -71,6 +71,8 @@ pub enum Declined {
     ChainId { namespace: String, chain_id: String, source: DigestError },
     #[error("no manifest in containerd's namespace {namespace} has a layer that makes chain ID {chain_id}")]
     NoImage { namespace: String, chain_id: Digest },
+    #[error("the registry of {image} is a stranger, and registry.strangers leaves those to containerd")]
+    Stranger { image: String },
     #[error("looking for the image of {chain_id} in containerd's namespace {namespace}")]
     Unfit { namespace: String, chain_id: Digest, source: Arc<Unfit> },
     #[error("looking for the image of {chain_id} in containerd's namespace {namespace}")]
@@ -85,6 +87,7 @@ impl Declined {
             Self::ChainId { source: DigestError::UnknownAlgorithm(_), .. } => "digest_algorithm",
             Self::ChainId { .. } => "chain_id",
             Self::NoImage { .. } => "no_image",
+            Self::Stranger { .. } => "stranger",
             Self::Unfit { source, .. } => source.reason(),
             Self::Call { source, .. } => source.reason(),
         }

@@ -1,5 +1,6 @@
 //! Manifests by tag and by digest.
 
+use flotilla::oci::Digest;
 use http::{Method, StatusCode};
 
 use super::{Alone, MANIFEST, noise, publish};
@@ -94,4 +95,25 @@ async fn what_a_manifest_is_no_other_manifest_decides() {
         assert_eq!(alone.get(&by_digest).await.header("content-type"), MANIFEST, "its bytes say it");
         assert_eq!(alone.head(&by_digest).await.header("content-type"), MANIFEST);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_refers_to_a_manifest_is_told_by_its_registry() {
+    let registry = Registry::start().await;
+    let manifest = publish(&registry, "team/app", "v1", &[noise(1000, 8)]);
+    let signature = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","artifactType":"application/x-signature","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{}","size":2}},"layers":[],"subject":{{"mediaType":"{MANIFEST}","digest":"{manifest}","size":1}}}}"#,
+        registry.put_blob("team/app", "{}")
+    );
+    let signature = registry.put_manifest("team/app", None, MANIFEST, signature);
+    let alone = Alone::start(|_| {});
+    let path = |digest: &Digest| format!("/v2/team/app/referrers/{digest}?ns={}", registry.host());
+    let got = alone.get(&path(&manifest)).await;
+    assert_eq!(
+        (got.status, got.header("content-type")),
+        (StatusCode::OK, "application/vnd.oci.image.index.v1+json")
+    );
+    assert!(String::from_utf8_lossy(&got.bytes).contains(&signature.to_string()), "{:?}", got.bytes);
+    let got = alone.get(&path(&signature)).await;
+    assert!(got.status == StatusCode::OK && String::from_utf8_lossy(&got.bytes).contains("\"manifests\":[]"));
 }

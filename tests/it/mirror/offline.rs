@@ -1,9 +1,12 @@
 //! A registry that is down: what can still be had, and what the answer says of it.
 
+use std::time::Duration;
+
 use http::StatusCode;
+use tokio_util::task::TaskTracker;
 
 use super::{Alone, noise, publish};
-use crate::registry::{Fault, Registry};
+use crate::registry::{Fault, Kind, Registry};
 
 /// A registry that is out of order for good.
 const DOWN: Fault = Fault::ServerError { times: u32::MAX };
@@ -72,4 +75,27 @@ async fn a_registry_that_never_was_opens_nothing() {
     assert!(alone.get(&path(&registry.host())).await.bytes == bytes);
     // Nobody listens on port 1.
     assert_eq!(alone.get(&path("127.0.0.1:1")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_goes_away_in_the_middle_leaves_the_body_unfinished_and_the_reason_in_the_log() {
+    let registry = Registry::start().await.with(Fault::Throttle { bytes_per_second: 1 << 20 });
+    let bytes = noise(3 << 20, 3);
+    let name = registry.put_blob("team/app", bytes.clone());
+    let mut alone = Alone::start(|_| {});
+    let path = format!("/v2/team/app/blobs/{name}?ns={}", registry.host());
+    let address = alone.address.clone();
+    let reading =
+        TaskTracker::new().spawn(async move { super::ask(&address, http::Method::GET, &path, &[]).await });
+    while registry.body_bytes(Kind::Blob) < 1 << 20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(registry);
+    let got = reading.await.unwrap();
+    assert_eq!((got.status, got.len()), (StatusCode::OK, bytes.len() as u64));
+    assert!(!got.whole && got.bytes.len() < bytes.len(), "{} bytes", got.bytes.len());
+    assert!(bytes.starts_with(&got.bytes), "what came is the blob's");
+    let why = alone.flotilla.process().unwrap().wait_for("a client's blob breaks off").unwrap();
+    assert!(why.contains(&name.to_string()) && why.contains("127.0.0.1"), "{why}");
+    assert!(!alone.stored(&name).exists());
 }

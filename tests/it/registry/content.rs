@@ -71,6 +71,20 @@ impl Content {
         self.blobs.get(&(repository.to_owned(), digest.to_owned())).cloned()
     }
 
+    /// The manifests of a repository whose subject is `digest`.
+    pub(super) fn referring(&self, repository: &str, digest: &str) -> Vec<Manifest> {
+        let subject = |manifest: &Manifest| {
+            let document: serde_json::Value = serde_json::from_slice(&manifest.bytes).ok()?;
+            Some(document.get("subject")?.get("digest")?.as_str()? == digest)
+        };
+        let under_their_digests = self
+            .manifests
+            .iter()
+            .filter(|((of, name), found)| of == repository && *name == found.digest.to_string());
+        let found = under_their_digests.map(|(_, manifest)| manifest);
+        found.filter(|manifest| subject(manifest) == Some(true)).cloned().collect()
+    }
+
     pub(super) fn manifest(&self, repository: &str, name: &str) -> Option<Manifest> {
         self.manifests.get(&(repository.to_owned(), name.to_owned())).cloned()
     }

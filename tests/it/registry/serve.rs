@@ -94,8 +94,30 @@ async fn answer(inner: &Inner, request: Request<Incoming>) -> Response<Body> {
         Some(target) if target.kind == Kind::Manifest => manifest(inner, &request, &target, &counter),
         Some(target) => blob(inner, &request, &target, counter),
         None if path == "/v2/" => finished(Response::builder(), "{}".into(), &counter),
-        None => not_found(&counter),
+        None => referrers(inner, path).map_or_else(
+            || not_found(&counter),
+            |list| {
+                let response = Response::builder().header(header::CONTENT_TYPE, INDEX);
+                finished(response, list, &counter)
+            },
+        ),
     }
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// `/v2/<repository>/referrers/<digest>`: an index of the manifests that have it as their subject.
+fn referrers(inner: &Inner, path: &str) -> Option<String> {
+    let (repository, digest) = path.strip_prefix("/v2/")?.split_once("/referrers/")?;
+    let referring = inner.content.lock().referring(repository, digest);
+    let descriptors: Vec<String> = referring
+        .iter()
+        .map(|manifest| {
+            let (media_type, digest, len) = (&manifest.media_type, &manifest.digest, manifest.bytes.len());
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{len}}}"#)
+        })
+        .collect();
+    Some(format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{}]}}"#, descriptors.join(",")))
 }
 
 /// `/v2/<repository>/manifests|blobs/<name>`.

@@ -23,6 +23,7 @@ use crate::{
     lab::{Result, containerd::Programs, sweep},
     parts, shell,
 };
+pub use node::flotilla_program;
 use nodes::{Plan, Way};
 use round::Round;
 pub use scenario::Rate;
@@ -68,7 +69,10 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         shell::run("cargo", &["build", "--quiet", "--release", "--bins"]).map(|()| parts::Outcome::Done)
     })?;
     let programs = nodes::newest_containerd()?;
-    let facts = machine::facts(&node::flotilla_program(), &programs)?;
+    let registry = shell::quiet(shell::command("docker-registry").arg("--version"))?;
+    let registry = registry.split_whitespace().last().unwrap_or_default().to_owned();
+    let versions = [("containerd", programs.version.clone()), ("registry", registry)];
+    let facts = machine::facts(&flotilla_program(), "tmpfs", &versions)?;
     sweep::leftovers(false);
     let sweeper = Sweeper::start()?;
     let Arguments { rounds, rate, .. } = arguments;

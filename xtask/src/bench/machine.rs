@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use super::figure::{Row, Value};
 use crate::{
-    lab::{Result, containerd::Programs},
+    lab::Result,
     shell::{command, quiet},
 };
 
@@ -12,22 +12,22 @@ use crate::{
 /// shares with us (`USER_HZ`).
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// Cores, kernel and model, and the versions of what took part.
-pub fn facts(flotilla: &Path, containerd: &Programs) -> Result<Row> {
+/// Cores, kernel and model, where state lies, and the versions of what took part.
+pub fn facts(flotilla: &Path, state: &str, others: &[(&'static str, String)]) -> Result<Row> {
     let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get() as u64);
     let mut machine = Row::default();
     machine
         .set("cores", cores)
         .set("model", model())
         .set("kernel", read("/proc/sys/kernel/osrelease"))
-        .set("state", "tmpfs");
-    let registry = quiet(command("docker-registry").arg("--version"))?;
+        .set("state", state);
     let mut versions = Row::default();
     versions
         .set("flotilla", quiet(Command::new(flotilla).arg("version"))?.trim().to_owned())
-        .set("commit", quiet(command("git").args(["describe", "--always", "--dirty"]))?.trim().to_owned())
-        .set("containerd", containerd.version.clone())
-        .set("registry", registry.split_whitespace().last().unwrap_or_default().to_owned());
+        .set("commit", quiet(command("git").args(["describe", "--always", "--dirty"]))?.trim().to_owned());
+    for (name, version) in others {
+        versions.set(name, version.clone());
+    }
     let mut row = Row::default();
     row.set("machine", Value::Object(machine)).set("versions", Value::Object(versions));
     Ok(row)

@@ -17,7 +17,8 @@ impl Registries {
         Self(hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect())
     }
 
-    pub(super) fn include(&self, registry: &str) -> bool {
+    #[must_use]
+    pub fn include(&self, registry: &str) -> bool {
         let registry = registry.to_ascii_lowercase();
         let name = match registry.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
