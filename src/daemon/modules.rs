@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Settings, SettingsError, run::RunError};
+use super::{Settings, SettingsError, rates, run::RunError};
 use crate::{
     door::{
         self,
@@ -137,6 +137,15 @@ fn host_name() -> Option<String> {
 }
 
 pub(super) fn layers(settings: &Settings) -> layer::Settings {
+pub(super) fn rates(settings: &Settings) -> rates::Settings {
+    let always = ["mesh.upload_rate", "mesh.download_rate", "registry.origin_rate"];
+    let schedule = settings.texts("rates.schedule");
+    rates::Settings {
+        always: always.map(|name| settings.size(name).filter(|rate| *rate > 0)),
+        schedule: schedule.iter().map(|entry| entry.parse().expect("read strictly")).collect(),
+    }
+}
+
     layer::Settings {
         prepare_budget: settings.duration("containerd.prepare_budget"),
         hold_idle_max: settings.duration("containerd.hold_idle_max"),

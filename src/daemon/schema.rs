@@ -16,6 +16,8 @@ pub(super) enum Form {
     Paths,
     /// A text, or a list of them.
     Texts,
+    /// A list of entries such as `"mon-fri 08:00-18:00 upload=50MiB"`.
+    Schedule,
     /// `"5s"`, `"168h"`.
     Duration,
     /// `"10GiB"`, or a number of bytes.
@@ -40,6 +42,9 @@ impl Form {
             Self::Path => "an absolute path".into(),
             Self::Paths => "an absolute path or a list of them".into(),
             Self::Texts => "a text or a list of texts".into(),
+            Self::Schedule => {
+                "a list of entries such as \"mon-fri 08:00-18:00 upload=50MiB origin=unlimited\"".into()
+            }
             Self::Duration => "a duration such as \"5s\" or \"168h\"".into(),
             Self::Size => "a size such as \"10GiB\"".into(),
             Self::Share => "a size such as \"10GiB\" or a share such as \"10%\"".into(),
@@ -180,6 +185,14 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "key", Form::Path, Some("\"/etc/flotilla/tls/node-key.pem\""), "its key"),
     key("mesh", "upload_rate", Form::Size, None, "bytes a second to other members; unlimited"),
     key("mesh", "download_rate", Form::Size, None, "bytes a second from other members; unlimited"),
+    key(
+        "rates",
+        "schedule",
+        Form::Schedule,
+        Some("[]"),
+        "other rates at times of the week, by this node's clock and time zone: \"DAYS FROM-UNTIL FLOW=RATE…\", flows \
+         upload, download, origin; of several entries for one time the first that names a flow counts",
+    ),
     key(
         "store",
         "quota",
