@@ -152,6 +152,7 @@ impl Session {
                     self.count("peer", index, len, now);
                 }
             }
+            News::Referred { index, to } => exchange.referred(index, to),
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
             News::Fetching(index) => exchange.fetching(index),
             News::Chain { sponsor, chain, unfit } => {

@@ -26,6 +26,10 @@ pub const ENTRIES_MAX: usize = 1024;
 /// Leases that a joining puller may bring along: more than the tracker that died can have given it.
 const READING_MAX: usize = 64;
 /// A reason is one word.
+/// The header of an answer in which a member that is full names those, separated by commas.
+pub const FED_HEADER: &str = "flotilla-fed";
+/// Members that an answer names: one that is full, of those that it has just fed the piece.
+pub const REFERRED_MAX: usize = 4;
 const REASON_LEN_MAX: usize = 64;
 /// The longest pause that an origin's `Retry-After` can impose on a swarm: beyond, a pull had better fail.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);

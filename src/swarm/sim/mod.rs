@@ -47,7 +47,7 @@ enum Message {
     ToTracker { tracker: usize, handle: Handle, reports: Vec<Report> },
     ToPuller { node: usize, tracker: usize, events: Vec<Event> },
     Ask { to: usize, upload: Upload },
-    Answer { to: usize, from: usize, index: u32, outcome: Fetched },
+    Answer { to: usize, from: usize, index: u32, outcome: Fetched, fed: Vec<usize> },
 }
 
 /// A swarm, and which node has which number in it.
@@ -354,7 +354,7 @@ impl Sim {
                 }
             }
             Message::Ask { to, upload } => self.asked(to, upload),
-            Message::Answer { to, from, index, outcome } => {
+            Message::Answer { to, from, index, outcome, fed } => {
                 let name = self.nodes[from].name.clone();
                 if let Fetched::Good(statement) = outcome {
                     self.nodes[to].stored.insert(index, statement);
@@ -366,3 +366,7 @@ impl Sim {
         }
     }
 }
+                    let fed: Vec<String> = fed.iter().map(|&fed| self.nodes[fed].name.clone()).collect();
+                    if !fed.is_empty() {
+                        self.nodes[to].exchange.referred(index, fed);
+                    }

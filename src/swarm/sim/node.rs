@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub(super) heard_at: u64,
     pub(super) uploads: Vec<Upload>,
     pub(super) waiting: VecDeque<Upload>,
+    /// Which piece it has sent to whom.
+    pub(super) fed: VecDeque<(u32, usize)>,
     pub(super) reads: Vec<Read>,
     pub(super) audit: Option<Auditing>,
     /// Announcements that wait for the shell's tick.
@@ -90,6 +92,7 @@ impl Node {
             heard_at: 0,
             uploads: Vec::new(),
             waiting: VecDeque::new(),
+            fed: VecDeque::new(),
             reads: Vec::new(),
             audit: None,
             unsaid: Vec::new(),
