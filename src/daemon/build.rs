@@ -71,7 +71,7 @@ impl Build<'_> {
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),
             metrics: pull::Metrics::register(&mut metrics),
-            settings: pull::Settings::default(),
+            settings: modules::pull(self.settings),
         });
         let containerd = Client::new(&self.settings.path("containerd.address").unwrap_or_default());
         let preheats = Preheats::new(preheat::Parts {

@@ -15,6 +15,7 @@ use crate::{
     layer,
     mesh::{self, Role},
     origin::{self, ProviderFiles},
+    pull,
     snapshot::{self, Durability},
     store,
 };
@@ -79,6 +80,11 @@ pub(super) fn origin(settings: &Settings, own_doors: Vec<SocketAddr>) -> Result<
     })
 }
 
+pub(super) fn pull(settings: &Settings) -> pull::Settings {
+    let readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
+    pull::Settings { host_readers: u32::try_from(readers).unwrap_or(u32::MAX), ..pull::Settings::default() }
+}
+
 /// Where docker's own client keeps credentials. That there may be none is for the reader to find.
 fn docker_config() -> Option<PathBuf> {
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
@@ -131,12 +137,6 @@ pub(super) fn mesh(
     })
 }
 
-fn host_name() -> Option<String> {
-    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
-    (!name.is_empty()).then_some(name)
-}
-
-pub(super) fn layers(settings: &Settings) -> layer::Settings {
 pub(super) fn rates(settings: &Settings) -> rates::Settings {
     let always = ["mesh.upload_rate", "mesh.download_rate", "registry.origin_rate"];
     let schedule = settings.texts("rates.schedule");
@@ -146,6 +146,12 @@ pub(super) fn rates(settings: &Settings) -> rates::Settings {
     }
 }
 
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+pub(super) fn layers(settings: &Settings) -> layer::Settings {
     layer::Settings {
         prepare_budget: settings.duration("containerd.prepare_budget"),
         hold_idle_max: settings.duration("containerd.hold_idle_max"),

@@ -72,6 +72,8 @@ pub(super) struct Sim {
     cross_bytes: f64,
     /// Entries that trackers sent and got, for what they cost.
     control_entries: u64,
+    /// Of how many others pullers of a large swarm have heard: the least and the most.
+    pub(super) neighbours: Option<(usize, usize)>,
 }
 
 impl Sim {
@@ -90,6 +92,7 @@ impl Sim {
             origin_bytes: 0.0,
             cross_bytes: 0.0,
             control_entries: 0,
+            neighbours: None,
             plan,
         }
     }
@@ -204,6 +207,9 @@ impl Sim {
             self.cross_copies(),
             self.control_entries as f64 / self.nodes.len() as f64,
         );
+        if let Some((least, most)) = self.neighbours {
+            println!("    each hears of {least} to {most} others");
+        }
     }
 
     fn step(&mut self) {
@@ -231,6 +237,10 @@ impl Sim {
         let now = self.now();
         for tracked in self.swarms.values_mut() {
             tracked.swarm.tick(now);
+            if let Some((least, most)) = tracked.swarm.neighbours() {
+                let (so_few, so_many) = self.neighbours.unwrap_or((least, most));
+                self.neighbours = Some((so_few.min(least), so_many.max(most)));
+            }
         }
         let silence = self.ticks(SILENCE_MAX);
         let frozen: Vec<usize> =
@@ -360,13 +370,13 @@ impl Sim {
                     self.nodes[to].stored.insert(index, statement);
                 }
                 if !self.done(to) {
+                    let fed: Vec<String> = fed.iter().map(|&fed| self.nodes[fed].name.clone()).collect();
+                    if !fed.is_empty() {
+                        self.nodes[to].exchange.referred(index, fed);
+                    }
                     self.nodes[to].exchange.fetched(&name, index, outcome, now);
                 }
             }
         }
     }
 }
-                    let fed: Vec<String> = fed.iter().map(|&fed| self.nodes[fed].name.clone()).collect();
-                    if !fed.is_empty() {
-                        self.nodes[to].exchange.referred(index, fed);
-                    }
