@@ -6,6 +6,7 @@ mod config;
 pub mod install;
 mod preheat;
 mod pull;
+mod rates;
 mod serve;
 mod socket;
 mod status;
@@ -37,6 +38,8 @@ enum Command {
     Pull(pull::Args),
     /// Have nodes of the mesh pull an image, before anybody asks for it there.
     Preheat(preheat::Args),
+    /// Show how fast bytes may flow, or say it until the daemon ends.
+    Rates(rates::Args),
     /// Print the settings in force and where each came from.
     Config,
     /// Make a certificate authority and node certificates.
@@ -70,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args, &settings()?, &mut out)?,
         Command::Pull(args) => return pull::run(&args, &settings()?, &mut out),
         Command::Preheat(args) => return preheat::run(&args, &settings()?, &mut out),
+        Command::Rates(args) => rates::run(&args, &settings()?, &mut out)?,
         Command::Config => config::run(&settings()?, &mut out)?,
         Command::Certs(args) => certs::run(&args, std::time::SystemTime::now(), &mut out)?,
         Command::Install(args) => install::install(&args, &settings()?, &mut out)?,

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Settings, modules, run::RunError, sockets};
+use super::{Settings, modules, rates::Rates, run::RunError, sockets};
 use crate::{
     containerd::Client,
     door::registry::{self, Mirror, Visits},
@@ -35,6 +35,7 @@ pub(super) struct Daemon {
     pub(super) store: Store,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) mesh: Mesh,
+    pub(super) rates: Rates,
     pub(super) pulls: Pulls,
     pub(super) preheats: Preheats,
     pub(super) layers: Arc<Layers>,
@@ -62,6 +63,7 @@ impl Build<'_> {
         let own_doors = mirror_door.local_addr().into_iter().collect();
         let origin = Origin::new(modules::origin(self.settings, own_doors)?).map_err(RunError::Origin)?;
         let (mesh, entrance) = self.mesh().await?;
+        let rates = Rates::new(modules::rates(self.settings), mesh.clone(), origin.clone());
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
             origin: origin.clone(),
@@ -99,7 +101,8 @@ impl Build<'_> {
         let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
         let mirror = Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone());
         let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
-        let daemon = Daemon { metrics, store, snapshots, mesh, pulls, preheats, layers, containerd, mirror };
+        let daemon =
+            Daemon { metrics, store, snapshots, mesh, rates, pulls, preheats, layers, containerd, mirror };
         Ok((daemon, entrance))
     }
 

@@ -61,7 +61,7 @@ impl Daemon {
         sockets::announce("mirror", &listener);
         tasks.spawn(mirror.clone().serve_unix(sockets::open(&run_dir.join("mirror.sock"))?));
         tasks.spawn(mirror.serve_tcp(listener));
-        Ok(Upkept { layers: self.layers, snapshots: self.snapshots, store: self.store })
+        Ok(Upkept { layers: self.layers, snapshots: self.snapshots, store: self.store, rates: self.rates })
     }
 
     fn serve_cri(
@@ -122,6 +122,7 @@ impl Daemon {
         let parts = admin::Parts {
             metrics: Arc::clone(&self.metrics),
             report: Arc::new(report),
+            rates: Arc::new(self.rates.clone()),
             pulls: self.pulls.clone(),
             preheats: self.preheats.clone(),
             token_file: settings.path("admin.token_file"),

@@ -4,6 +4,7 @@ mod build;
 mod doors;
 mod gate;
 mod modules;
+mod rates;
 mod report;
 mod run;
 mod schema;

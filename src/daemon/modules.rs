@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Settings, SettingsError, run::RunError};
+use super::{Settings, SettingsError, rates, run::RunError};
 use crate::{
     door::{
         self,
@@ -45,7 +45,9 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         let default = settings.text("mirror.default_upstream");
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
-    pull::Settings { only, ..pull::Settings::default() }
+    let readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
+    let host_readers = u32::try_from(readers).unwrap_or(u32::MAX);
+    pull::Settings { only, host_readers, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
@@ -142,6 +144,15 @@ pub(super) fn mesh(
         upload_rate: settings.size("mesh.upload_rate"),
         download_rate: settings.size("mesh.download_rate"),
     })
+}
+
+pub(super) fn rates(settings: &Settings) -> rates::Settings {
+    let always = ["mesh.upload_rate", "mesh.download_rate", "registry.origin_rate"];
+    let schedule = settings.texts("rates.schedule");
+    rates::Settings {
+        always: always.map(|name| settings.size(name).filter(|rate| *rate > 0)),
+        schedule: schedule.iter().map(|entry| entry.parse().expect("read strictly")).collect(),
+    }
 }
 
 fn host_name() -> Option<String> {

@@ -16,6 +16,8 @@ pub(super) enum Form {
     Paths,
     /// A text, or a list of them.
     Texts,
+    /// A list of entries such as `"mon-fri 08:00-18:00 upload=50MiB"`.
+    Schedule,
     /// `"5s"`, `"168h"`.
     Duration,
     /// `"10GiB"`, or a number of bytes.
@@ -40,6 +42,9 @@ impl Form {
             Self::Path => "an absolute path".into(),
             Self::Paths => "an absolute path or a list of them".into(),
             Self::Texts => "a text or a list of texts".into(),
+            Self::Schedule => {
+                "a list of entries such as \"mon-fri 08:00-18:00 upload=50MiB origin=unlimited\"".into()
+            }
             Self::Duration => "a duration such as \"5s\" or \"168h\"".into(),
             Self::Size => "a size such as \"10GiB\"".into(),
             Self::Share => "a size such as \"10GiB\" or a share such as \"10%\"".into(),
@@ -181,6 +186,14 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "upload_rate", Form::Size, None, "bytes a second to other members; unlimited"),
     key("mesh", "download_rate", Form::Size, None, "bytes a second from other members; unlimited"),
     key(
+        "rates",
+        "schedule",
+        Form::Schedule,
+        Some("[]"),
+        "other rates at times of the week, by this node's clock and time zone: \"DAYS FROM-UNTIL FLOW=RATE…\", flows \
+         upload, download, origin; of several entries for one time the first that names a flow counts",
+    ),
+    key(
         "store",
         "quota",
         Form::Share,
@@ -240,6 +253,13 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("registry", "origin_rate", Form::Size, None, "bytes a second from registries; unlimited"),
     key("registry", "origin_concurrency", Form::Count, Some("4"), "requests at once to one registry host"),
+    key(
+        "registry",
+        "cluster_concurrency",
+        Form::Count,
+        Some("12"),
+        "reads of blobs at once from one registry host, by all members together",
+    ),
     key(
         "mirror",
         "listen",

@@ -4,13 +4,17 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use toml_edit::{Document, Item, Value};
+use toml_edit::{Array, Document, Item, Value};
 
-use super::schema::{Form, KEYS, Key, nearest};
+use super::{
+    rates::{ENTRIES_MAX, Entry},
+    schema::{Form, KEYS, Key, nearest},
+};
 
 /// The file that is read where none is named.
 pub const DEFAULT_FILE: &str = "/etc/flotilla/config.toml";
@@ -211,7 +215,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn line(&self, item: &Item) -> usize {
-        let start = item.span().map_or(0, |span| span.start);
+        self.line_at(item.span())
+    }
+
+    fn line_at(&self, span: Option<Range<usize>>) -> usize {
+        let start = span.map_or(0, |span| span.start);
         self.text[..start.min(self.text.len())].bytes().filter(|byte| *byte == b'\n').count() + 1
     }
 
@@ -250,7 +258,33 @@ impl Reader<'_> {
                     wants: key.form.wants(),
                     got: item.to_string().trim().chars().take(80).collect(),
                 })?;
+            if let (Form::Schedule, Some(array)) = (key.form, value.as_array()) {
+                self.schedule(key, array)?;
+            }
             values.insert(full_name(key), (value.clone(), Source::File(self.line(item))));
+        }
+        Ok(())
+    }
+}
+
+/// Schedules are checked entry by entry, for more than one thing can be wrong with each.
+impl Reader<'_> {
+    fn schedule(&self, key: &Key, array: &Array) -> Result<(), SettingsError> {
+        let wrong = |value: &Value, got: String| SettingsError::Form {
+            path: self.path.to_owned(),
+            line: self.line_at(value.span()),
+            key: full_name(key),
+            wants: key.form.wants(),
+            got,
+        };
+        for (number, value) in array.iter().enumerate() {
+            let text = value.as_str().unwrap_or_default();
+            if let Err(why) = text.parse::<Entry>() {
+                return Err(wrong(value, format!("`{text}`: {why}")));
+            }
+            if number >= ENTRIES_MAX {
+                return Err(wrong(value, format!("more than {ENTRIES_MAX} of them")));
+            }
         }
         Ok(())
     }
@@ -267,6 +301,7 @@ fn fits(form: Form, value: &Value) -> bool {
         Form::Word(words) => text.is_some_and(|text| words.contains(&text)),
         Form::Path => text.is_some_and(|text| Path::new(text).is_absolute()),
         Form::Paths => list_of(|text| Path::new(text).is_absolute()),
+        Form::Schedule => value.as_array().is_some_and(|array| array.iter().all(Value::is_str)),
         Form::Texts => list_of(|text| !text.is_empty()),
         Form::Duration => text.is_some_and(|text| humantime::parse_duration(text).is_ok()),
         Form::Size => size_of(value).is_some(),
@@ -286,7 +321,12 @@ fn size_of(value: &Value) -> Option<u64> {
     if let Some(bytes) = value.as_integer() {
         return u64::try_from(bytes).ok();
     }
-    let text = value.as_str()?.trim();
+    size_of_text(value.as_str()?)
+}
+
+/// Bytes, as `10GiB` or as a number.
+pub(super) fn size_of_text(text: &str) -> Option<u64> {
+    let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let scale: u64 = match unit.trim() {
@@ -352,6 +392,21 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(wants) && error.contains(":2:"), "{error}");
         }
+        let error = parse("[rates]\nschedule = [\n  \"daily 22:00-06:00 origin=1GiB\",\n  \"mon-fry 08:00-18:00 upload=1MiB\",\n]")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "/etc/flotilla/config.toml:4: rates.schedule must be a list of entries such as \"mon-fri 08:00-18:00 \
+             upload=50MiB origin=unlimited\", not `mon-fry 08:00-18:00 upload=1MiB`: `fry` is not one of daily, mon, \
+             tue, wed, thu, fri, sat, sun"
+        );
+        assert!(
+            parse("[rates]\nschedule = \"daily\"")
+                .unwrap_err()
+                .to_string()
+                .contains("must be a list of entries")
+        );
         assert!(parse("[node\n").unwrap_err().to_string().contains("is not TOML"));
     }
 

@@ -8,6 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::rates::Rates;
 use crate::{
     containerd::{Client, VersionError},
     layer::Layers,
@@ -24,9 +25,10 @@ pub(super) struct Upkept {
     pub(super) layers: Arc<Layers>,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) store: Store,
+    pub(super) rates: Rates,
 }
 
-/// Limits of the store, pulls to forget, directories of removed snapshots.
+/// Limits of the store, rates by the clock, pulls to forget, directories of removed snapshots.
 pub(super) fn start(daemon: Upkept, tasks: &TaskTracker, stop: &CancellationToken) {
     tasks.spawn(Arc::clone(&daemon.snapshots).keep_clean(stop.clone()));
     let stop = stop.clone();
@@ -38,6 +40,7 @@ pub(super) fn start(daemon: Upkept, tasks: &TaskTracker, stop: &CancellationToke
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
+            daemon.rates.apply();
             daemon.layers.sweep(Instant::now());
             let store = daemon.store.clone();
             let swept = tokio::task::spawn_blocking(move || store.sweep(SystemTime::now()));

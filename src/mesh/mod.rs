@@ -37,7 +37,7 @@ pub use connect::GetError;
 pub use dial::ConnectError;
 pub use hello::HELLO_LEN_MAX;
 pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
-pub use rank::hrw_rank;
+pub use rank::{hrw_first, hrw_rank};
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
 pub use shell::MESSAGE_LEN_MAX;
@@ -265,7 +265,9 @@ impl Mesh {
                     frames.push(frame.to_vec());
                     true
                 }
-                Action::Send { .. } | Action::Greet(_) | Action::Compare { .. } => false,
+                Action::Send { .. } | Action::Greet(_) | Action::Watch { .. } | Action::Compare { .. } => {
+                    false
+                }
             });
             heard
         };
@@ -425,4 +427,5 @@ fn advertised(settings: &Settings, listen: SocketAddr) -> Option<String> {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "figures of the wire")]
 mod tests;

@@ -27,6 +27,8 @@ const FRAMES_MAX: usize = 256;
 const COMPARISONS_MAX: usize = 4;
 /// A frame that has not arrived by then is of no use: the probe it belongs to has failed.
 const FRAME_MAX: Duration = Duration::from_secs(2);
+/// And a sign of life that has not come by then is asked for again.
+const WATCH_MAX: Duration = Duration::from_secs(1);
 /// Two thousand members, over a slow link.
 const COMPARISON_MAX: Duration = Duration::from_secs(10);
 /// How long the good-bye may take.
@@ -60,6 +62,7 @@ impl CallError {
 enum Done {
     Greeting(Event),
     Frame { to: Life, answer: Result<Vec<Bytes>, CallError> },
+    Watch { who: Life, answer: Result<Vec<Bytes>, CallError> },
     Comparison { with: Life, outcome: Result<(), CallError> },
 }
 
@@ -117,7 +120,7 @@ impl<'a> Under<'a> {
             Action::Send { frame, to } if self.frames < FRAMES_MAX => {
                 self.frames += 1;
                 self.tasks.push(Box::pin(async move {
-                    let answer = send(connections, to.member(), frame).await;
+                    let answer = send(connections, to.member(), vec![frame.into()], FRAME_MAX).await;
                     Done::Frame { to, answer }
                 }));
             }
@@ -129,6 +132,14 @@ impl<'a> Under<'a> {
                     Done::Comparison { with, outcome }
                 }));
             }
+            Action::Watch { who } if self.frames < FRAMES_MAX => {
+                self.frames += 1;
+                self.tasks.push(Box::pin(async move {
+                    let answer = send(connections, who.member(), Vec::new(), WATCH_MAX).await;
+                    Done::Watch { who, answer }
+                }));
+            }
+            Action::Watch { .. } => {}
             Action::Send { .. } => tracing::debug!("dropped a frame: {FRAMES_MAX} are under way"),
             Action::Compare { .. } => {}
         }
@@ -147,6 +158,19 @@ impl<'a> Under<'a> {
                     Err(error) => {
                         let (reason, is_final) = (error.to_string(), error.is_final());
                         shared.apply(Event::Unsent { to, reason, is_final });
+                    }
+                }
+            }
+            Done::Watch { who, answer } => {
+                self.frames -= 1;
+                match answer {
+                    Ok(frames) => {
+                        shared.answered(who.name(), &frames);
+                        shared.apply(Event::Seen { who });
+                    }
+                    Err(error) => {
+                        let (reason, is_final) = (error.to_string(), error.is_final());
+                        shared.apply(Event::Missed { who, reason, is_final });
                     }
                 }
             }
@@ -171,22 +195,27 @@ pub(super) async fn leave(shared: &Shared, connections: &Connections) {
     let frames: FuturesUnordered<_> = actions
         .into_iter()
         .filter_map(|action| match action {
-            Action::Send { to, frame } => {
-                Some(async move { send(connections, to.member(), frame).await.map(|_answer| ()) })
-            }
-            Action::Greet(_) | Action::Compare { .. } => None,
+            Action::Send { to, frame } => Some(async move {
+                send(connections, to.member(), vec![frame.into()], FRAME_MAX).await.map(|_answer| ())
+            }),
+            Action::Greet(_) | Action::Watch { .. } | Action::Compare { .. } => None,
         })
         .collect();
     let _told_or_late = timeout(LEAVE_MAX, frames.collect::<Vec<_>>()).await;
 }
 
-async fn send(connections: &Connections, to: &Member, frame: Bytes) -> Result<Vec<Bytes>, CallError> {
-    let request = SwimFrames { frames: vec![frame.into()] };
+async fn send(
+    connections: &Connections,
+    to: &Member,
+    frames: Vec<Vec<u8>>,
+    within: Duration,
+) -> Result<Vec<Bytes>, CallError> {
+    let request = SwimFrames { frames };
     let sending = call(connections, to, move |mut client| {
         let request = request.clone();
         Box::pin(async move { client.swim(request).await })
     });
-    let answer = timeout(FRAME_MAX, sending).await.unwrap_or(Err(CallError::Timeout(FRAME_MAX)))?;
+    let answer = timeout(within, sending).await.unwrap_or(Err(CallError::Timeout(within)))?;
     Ok(answer.frames.into_iter().take(FRAMES_IN_MESSAGE_MAX).map(Bytes::from).collect())
 }
 

@@ -14,7 +14,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
+};
 use tonic::Status;
 use tower::Service;
 
@@ -22,7 +25,10 @@ use super::*;
 use crate::{
     identity::{self, accept, testing::Ca},
     oci::Algorithm,
-    wire::mesh::members_server::{Members, MembersServer},
+    wire::mesh::{
+        members_client::MembersClient,
+        members_server::{Members, MembersServer},
+    },
 };
 
 /// Nothing here waits for time to pass; this only ends a test that would hang.
@@ -520,4 +526,67 @@ async fn without_a_certificate_a_node_is_alone() {
     stop.cancel();
     mesh.run(stop).await;
     assert_eq!(mesh.members(), [mesh.me()]);
+}
+
+/// Passes one connection after the other on to `to`, and counts bytes.
+async fn relay(to: SocketAddr, tasks: &TaskTracker) -> (SocketAddr, Arc<[AtomicU32; 2]>) {
+    async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, passed: &AtomicU32) {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = from.read(&mut buffer).await {
+            passed.fetch_add(u32::try_from(len).unwrap(), Ordering::Relaxed);
+            if to.write_all(&buffer[..len]).await.is_err() {
+                return;
+            }
+        }
+        let _closed = to.shutdown().await;
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let passed: Arc<[AtomicU32; 2]> = Arc::default();
+    let (counted, copying) = (Arc::clone(&passed), tasks.clone());
+    tasks.spawn(async move {
+        while let Ok((here, _)) = listener.accept().await {
+            let there = tokio::net::TcpStream::connect(to).await.unwrap();
+            let counted = Arc::clone(&counted);
+            copying.spawn(async move {
+                let ((from_here, to_here), (from_there, to_there)) = (here.into_split(), there.into_split());
+                tokio::join!(copy(from_here, to_there, &counted[0]), copy(from_there, to_here, &counted[1]));
+            });
+        }
+    });
+    (address, passed)
+}
+
+/// What the wire carries beyond TCP's own: the figures behind ARCHITECTURE's on idle membership.
+#[tokio::test]
+async fn a_message_on_a_kept_connection_costs_a_tenth_of_a_handshake() {
+    let ca = Ca::new("ca");
+    let (a, b) = (Start::new(&ca, "a").up().await, Start::new(&ca, "b").up().await);
+    let (address, passed) = relay(b.address, &a.tasks).await;
+    let to = Member { address: address.to_string(), ..b.mesh.me() };
+    let connections = a.mesh.shared.connections.get().unwrap();
+    let mut costs = Vec::new();
+    for what in ["a new connection", "the same again", "a resumed connection"] {
+        if what == "a resumed connection" {
+            connections.forget_channel(&to.name);
+        }
+        let mut client = MembersClient::new(connections.control(&to).await.unwrap());
+        client.swim(wire::SwimFrames::default()).await.unwrap();
+        // An answer that has come has passed; what follows it (tickets, acknowledgements) has soon.
+        let passed_now = || [0, 1].map(|way: usize| passed[way].load(Ordering::Relaxed));
+        let mut before = passed_now();
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let after = passed_now();
+            if before == after {
+                break;
+            }
+            before = after;
+        }
+        let cost = [0, 1].map(|way: usize| passed[way].swap(0, Ordering::Relaxed));
+        println!("{what} and an empty message on it: {} bytes there, {} back", cost[0], cost[1]);
+        costs.push(cost[0] + cost[1]);
+    }
+    assert!(costs[1] * 10 < costs[0], "{costs:?}");
+    assert!(costs[2] < costs[0], "{costs:?}");
 }

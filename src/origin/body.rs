@@ -8,7 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -70,7 +70,7 @@ impl Body {
         range: Range<u64>,
     ) -> Result<Self, OriginError> {
         let range = range.start..range.end.min(at.len);
-        let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.clone());
+        let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.throttles_told());
         let mut body = Self {
             shared,
             at,
@@ -114,7 +114,7 @@ impl Body {
     pub async fn next(&mut self) -> Option<Result<Bytes, OriginError>> {
         while !self.over {
             if let Some(paid_at) = self.paid_at {
-                sleep_until(paid_at.into()).await;
+                self.shared.rate.paid(paid_at).await;
                 self.paid_at = None;
             }
             let read = match &mut self.stream {

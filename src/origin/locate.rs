@@ -117,7 +117,8 @@ pub(super) async fn locate(
 ) -> Result<Located, OriginError> {
     let candidates = candidates(shared, leads).await;
     let tried = candidates.len();
-    let mut rounds = Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.clone() });
+    let mut rounds =
+        Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.throttles_told() });
     let source = loop {
         match rounds.next(rand::random()) {
             Some(Step::Ask(candidate)) => {

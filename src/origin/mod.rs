@@ -37,7 +37,6 @@ use std::{net::SocketAddr, ops::Range, path::PathBuf, sync::Arc, time::Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use parking_lot::Mutex;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
@@ -109,18 +108,18 @@ struct Shared {
     exchange: Exchange,
     gates: Gates,
     memory: locate::Memory,
-    rate: Option<Mutex<Rate>>,
+    rate: Rate,
 }
 
 impl Shared {
     /// Counts bytes that have arrived; the moment before which no more should be read.
     fn take(&self, bytes: usize) -> Option<Instant> {
-        self.rate.as_ref().map(|rate| rate.lock().take(bytes, Instant::now()))
+        self.rate.take(bytes)
     }
 
     async fn account(&self, bytes: usize) {
         if let Some(paid_at) = self.take(bytes) {
-            tokio::time::sleep_until(paid_at.into()).await;
+            self.rate.paid(paid_at).await;
         }
     }
 }
@@ -147,9 +146,14 @@ impl Origin {
             exchange: Exchange::new(auth, patience),
             gates: Gates::new(settings.origin_concurrency),
             memory: locate::Memory::default(),
-            rate: settings.origin_rate.filter(|&rate| rate > 0).map(|rate| Mutex::new(Rate::new(rate))),
+            rate: Rate::new(settings.origin_rate),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Bytes a second from all registries together, from now on; `None` and 0 set no limit.
+    pub fn set_rate(&self, bytes_per_second: Option<u64>) {
+        self.shared.rate.set(bytes_per_second);
     }
 
     /// The manifest or index that `reference` names, verified: against its digest where it has one, else against

@@ -6,16 +6,19 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::{flight::News, hands::Hands};
 use crate::{
-    mesh::Member,
+    mesh::{Member, is_name},
     piece::{Chain, Statement},
-    swarm::exchange::{Check, Fetched},
+    swarm::{
+        exchange::{Check, Fetched},
+        message::{FED_HEADER, REFERRED_MAX},
+    },
 };
 
 /// A request without a byte for this long is called slow, and its piece may be asked of somebody else.
@@ -25,6 +28,13 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// How often it is said that bytes come: a quarter of what makes an import stall.
 const BEAT: Duration = Duration::from_millis(500);
+
+/// Whom a member that is full has just fed the piece; names that cannot be are left out.
+fn referred(headers: &HeaderMap) -> Vec<String> {
+    let names = headers.get(FED_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let names = names.split(',').map(str::trim).filter(|name| is_name(name));
+    names.take(REFERRED_MAX).map(str::to_owned).collect()
+}
 
 /// Why a member gave no body.
 enum NoBody {
@@ -184,7 +194,13 @@ impl Hands {
         match response.status() {
             StatusCode::OK => self.body(response.into_body(), len_max, (piece, slow)).await,
             StatusCode::NOT_FOUND => Err(NoBody::Absent),
-            StatusCode::SERVICE_UNAVAILABLE => Err(NoBody::Busy),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                let to = referred(response.headers());
+                if let Some(index) = piece.filter(|_| !to.is_empty()) {
+                    self.tell(News::Referred { index, to }).await;
+                }
+                Err(NoBody::Busy)
+            }
             other => Err(NoBody::Failed(format!("answered {other}"))),
         }
     }

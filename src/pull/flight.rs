@@ -43,6 +43,11 @@ pub(super) enum News {
         outcome: Fetched,
         len: usize,
     },
+    /// A peer that is full has just fed the piece to these.
+    Referred {
+        index: u32,
+        to: Vec<String>,
+    },
     Slow {
         peer: String,
         index: u32,

@@ -67,7 +67,7 @@ impl Session {
             digest: want.digest.clone(),
             blob_len: want.len,
             me: me.clone(),
-            reads_origin: !want.origins.is_empty(),
+            origin: want.origins.first().map(|origin| origin.host_name().to_owned()),
             seed: rand::random(),
         };
         let have = arriving.have();
@@ -152,6 +152,7 @@ impl Session {
                     self.count("peer", index, len, now);
                 }
             }
+            News::Referred { index, to } => exchange.referred(index, to),
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
             News::Fetching(index) => exchange.fetching(index),
             News::Chain { sponsor, chain, unfit } => {

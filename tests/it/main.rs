@@ -10,6 +10,7 @@ mod liar;
 mod mirror;
 mod origin;
 mod preheat;
+mod rates;
 mod real_bad;
 mod real_by_mirror;
 mod real_clients;

@@ -7,6 +7,7 @@
 //! | `/readyz` | 200 when everything that was configured works, else 503 and a line for each thing that does not |
 //! | `/` | the status page |
 //! | `/v1/status` | what `flotilla status --json` prints |
+//! | `/v1/rates` | the rates in force, and who says so; `POST` with `?upload=…&download=…&origin=…` on the socket only |
 //! | `POST /v1/pull?image=REF` | on the socket only: one JSON line a change of a layer, as it happens |
 //! | `POST /v1/preheat?image=REF[&nodes=…][&platform=…][&into=…]` | one JSON line a change of a node |
 //! | `/healthy`, `/oapi/v1/jobs`, `/_ping`, `/preheats` | Harbor's preheat hook |
@@ -17,6 +18,7 @@ mod harbor;
 mod page;
 mod preheat;
 mod pull;
+mod rates;
 mod status;
 mod token;
 
@@ -41,6 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use harbor::Jobs;
 pub use preheat::{NodeLine, PreheatLine};
 pub use pull::{LayerLine, PullLine};
+pub use rates::{RateLine, Rates, RatesLine, RatesQuery};
 pub use status::{BytesBySource, MemberLine, MeshLine, PullingLine, Status, StoreLine};
 
 use crate::{preheat::Preheats, pull::Pulls};
@@ -61,6 +64,7 @@ pub trait Report: Send + Sync + 'static {
 pub struct Parts {
     pub metrics: Arc<Registry>,
     pub report: Arc<dyn Report>,
+    pub rates: Arc<dyn Rates>,
     pub pulls: Pulls,
     pub preheats: Preheats,
     /// Holds the token of those who may order something over HTTP.
@@ -94,6 +98,7 @@ pub async fn serve_socket(
     let ordering = Router::new()
         .route("/v1/pull", post(order_pull))
         .route("/v1/preheat", post(preheat::order))
+        .route("/v1/rates", post(rates::set))
         .with_state(parts.clone());
     axum::serve(listener, reading(parts).merge(ordering)).with_graceful_shutdown(stop).await
 }
@@ -104,6 +109,7 @@ fn reading(parts: Parts) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/v1/rates", get(rates::get))
         .route("/v1/status", get(async |State(parts): State<Parts>| Json(parts.report.status())))
         .with_state(parts)
 }

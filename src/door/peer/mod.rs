@@ -8,15 +8,18 @@
 //!                                               GET /v1/blobs/<digest>/length
 //! ```
 //! A piece is checked on its way out by the store. A few uploads run at full speed; the rest is told to look
-//! elsewhere, where by then somebody has the piece. Whoever holds a certificate of the mesh's CA may ask for
+//! elsewhere, at members that were just sent the piece. Whoever holds a certificate of the mesh's CA may ask for
 //! any blob whose digest he knows.
 
 mod control;
+mod fed;
 mod pieces;
 
 use std::{io, sync::Arc, time::Duration};
 
+use self::fed::Fed;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -59,6 +62,7 @@ pub struct Parts {
 struct Door {
     parts: Parts,
     slots: Arc<Semaphore>,
+    fed: Arc<Mutex<Fed>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -68,6 +72,7 @@ pub async fn serve(listener: TcpListener, parts: Parts, stop: CancellationToken,
     let door = Door {
         parts,
         slots: Arc::new(Semaphore::new(pieces::SLOTS)),
+        fed: Arc::default(),
         tasks: tasks.clone(),
         stop: stop.clone(),
     };
@@ -114,7 +119,7 @@ impl Door {
                 let serving = async {
                     match h2 {
                         true => self.speak_h2(TokioIo::new(stream), peer_name.clone()).await,
-                        false => self.speak_http1(TokioIo::new(stream)).await,
+                        false => self.speak_http1(TokioIo::new(stream), peer_name.clone()).await,
                     }
                 };
                 tokio::select! {
@@ -141,10 +146,15 @@ impl Door {
             .await
     }
 
-    async fn speak_http1(self, stream: TokioIo<identity::TlsStream>) -> Result<(), hyper::Error> {
+    async fn speak_http1(
+        self,
+        stream: TokioIo<identity::TlsStream>,
+        peer_name: String,
+    ) -> Result<(), hyper::Error> {
+        let peer_name: Arc<str> = peer_name.into();
         let answer = hyper::service::service_fn(move |request| {
-            let door = self.clone();
-            async move { Ok::<_, std::convert::Infallible>(door.piece_request(&request).await) }
+            let (door, peer) = (self.clone(), Arc::clone(&peer_name));
+            async move { Ok::<_, std::convert::Infallible>(door.piece_request(&request, &peer).await) }
         });
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())

@@ -3,18 +3,22 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Door;
-use crate::{mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError};
+use super::{Door, fed::Fed};
+use crate::{
+    mesh::Role, oci::Digest, piece::Statement, pull::Here, store::ReadError, swarm::message::FED_HEADER,
+};
 
 /// Uploads at a time: enough that a link with a queue stays full while some receivers are busy with others. In the
 /// simulation of 8 nodes with 50 ms of queue the makespan is 1.15 x F/B with 8 or 12, 1.17 with 6 and 1.24 with 4.
@@ -38,7 +42,7 @@ enum Asked {
 }
 
 impl Door {
-    pub(super) async fn piece_request(&self, request: &Request<Incoming>) -> Response<Sending> {
+    pub(super) async fn piece_request(&self, request: &Request<Incoming>, peer: &str) -> Response<Sending> {
         if request.method() != Method::GET {
             return empty(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -57,19 +61,19 @@ impl Door {
         }
         let Some(here) = self.parts.pulls.here(&digest) else { return empty(StatusCode::NOT_FOUND) };
         match asked {
-            Asked::Piece(index) => self.piece(here, index).await,
+            Asked::Piece(index) => self.piece(here, digest, index, peer).await,
             Asked::Chain => match here {
-                Here::Whole(blob) => full(blob.chain().to_bytes().into(), None),
+                Here::Whole(blob) => full(blob.chain().to_bytes().into()),
                 Here::Arriving(_) => empty(StatusCode::NOT_FOUND),
             },
-            Asked::Statements => full(statements(&here), None),
-            Asked::Length => full(length(&here).to_string().into(), None),
+            Asked::Statements => full(statements(&here)),
+            Asked::Length => full(length(&here).to_string().into()),
         }
     }
 
-    async fn piece(&self, here: Here, index: u32) -> Response<Sending> {
+    async fn piece(&self, here: Here, digest: Digest, index: u32, peer: &str) -> Response<Sending> {
         let slot = tokio::time::timeout(SLOT_WAIT, self.slots.clone().acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else { return busy() };
+        let Ok(Ok(slot)) = slot else { return self.overloaded(&digest, index, peer) };
         let reading = self.tasks.spawn_blocking(move || match here {
             Here::Whole(blob) if index < blob.layout().count() => blob.read(index).map(Some),
             Here::Arriving(arriving) if index < arriving.layout().count() => arriving.read(index).map(Some),
@@ -78,7 +82,8 @@ impl Door {
         match reading.await {
             Ok(Ok(Some(bytes))) => {
                 self.parts.mesh.upload().take(bytes.len() as u64).await;
-                full(bytes, Some(slot))
+                let sent = Sent { fed: Arc::clone(&self.fed), digest, index, to: peer.to_owned() };
+                sending(bytes, Some((slot, sent)))
             }
             Ok(Ok(None)) => empty(StatusCode::BAD_REQUEST),
             Ok(Err(ReadError::Absent { .. })) => empty(StatusCode::NOT_FOUND),
@@ -88,6 +93,16 @@ impl Door {
             }
             Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
         }
+    }
+
+    /// Every slot is taken: others have just been sent the piece.
+    fn overloaded(&self, digest: &Digest, index: u32, peer: &str) -> Response<Sending> {
+        let mut response = busy();
+        let names = self.fed.lock().of(digest, index, peer).join(",");
+        if let Some(names) = HeaderValue::try_from(names).ok().filter(|names| !names.is_empty()) {
+            response.headers_mut().insert(FED_HEADER, names);
+        }
+        response
     }
 }
 
@@ -124,7 +139,7 @@ fn statements(here: &Here) -> Bytes {
 }
 
 fn empty(status: StatusCode) -> Response<Sending> {
-    let mut response = full(Bytes::new(), None);
+    let mut response = full(Bytes::new());
     *response.status_mut() = status;
     response
 }
@@ -137,17 +152,29 @@ fn busy() -> Response<Sending> {
     response
 }
 
-fn full(bytes: Bytes, slot: Option<OwnedSemaphorePermit>) -> Response<Sending> {
+fn full(bytes: Bytes) -> Response<Sending> {
+    sending(bytes, None)
+}
+
+fn sending(bytes: Bytes, upload: Option<(OwnedSemaphorePermit, Sent)>) -> Response<Sending> {
     let len = bytes.len() as u64;
-    let mut response = Response::new(Sending { rest: bytes, _slot: slot });
+    let mut response = Response::new(Sending { rest: bytes, upload });
     response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
     response
+}
+
+/// A piece on its way, to be remembered when it is sent.
+struct Sent {
+    fed: Arc<Mutex<Fed>>,
+    digest: Digest,
+    index: u32,
+    to: String,
 }
 
 /// A body that holds its upload slot while it is sent.
 pub(super) struct Sending {
     rest: Bytes,
-    _slot: Option<OwnedSemaphorePermit>,
+    upload: Option<(OwnedSemaphorePermit, Sent)>,
 }
 
 impl Body for Sending {
@@ -162,7 +189,13 @@ impl Body for Sending {
             return Poll::Ready(None);
         }
         let len = self.rest.len().min(PART_LEN);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(len)))))
+        let part = self.rest.split_to(len);
+        if let Some((_, Sent { fed, digest, index, to })) = &self.upload
+            && self.rest.is_empty()
+        {
+            fed.lock().note(digest.clone(), *index, to.clone());
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {

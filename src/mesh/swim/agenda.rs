@@ -22,6 +22,8 @@ pub(super) enum Due {
     },
     /// To come back as another life.
     Renew,
+    /// To watch the next one.
+    Watch,
     /// To compare views with somebody.
     Compare,
     /// To ask one who is down whether it is, and to forget who has been for long.

@@ -46,6 +46,7 @@ impl Swim {
                     self.apply([foca::Member::new(life, incarnation, State::Down)], true, now);
                 }
             }
+            Due::Watch => self.watch(now),
             Due::Renew => self.renew(now),
             Due::Compare => {
                 let pause = self.compare_after.mul_f64(self.rng.random_range(0.75..1.25));

@@ -22,6 +22,14 @@ impl Swim {
                 true => self.refused(&to, reason, now),
                 false => self.lost(&to, reason),
             },
+            Event::Seen { who } => self.seen(&who),
+            Event::Missed { who, reason, is_final } => match is_final && self.is_active(&who) {
+                true => self.refused(&who, reason, now),
+                false => {
+                    self.lost(&who, reason);
+                    self.missed(who, now);
+                }
+            },
             Event::Doubted { name } => {
                 let life = self.active().find(|life| life.name() == name).cloned();
                 life.into_iter().for_each(|life| self.checks.add(life, now));
@@ -155,10 +163,14 @@ impl Swim {
         }
         let known = self.known(life.key()).filter(|known| known.id() == life);
         if let (true, Some(incarnation)) = (is_first, known.map(foca::Member::incarnation)) {
-            self.apply([foca::Member::new(life.clone(), incarnation, State::Suspect)], true, now);
-            let time = pace::suspicion(self.foca.num_members());
-            self.agenda.add(now + time, Due::Confirm { life: life.clone(), incarnation });
+            self.suspect(life.clone(), incarnation, now);
         }
+    }
+
+    pub(super) fn suspect(&mut self, life: Life, incarnation: u16, now: Instant) {
+        self.apply([foca::Member::new(life.clone(), incarnation, State::Suspect)], true, now);
+        let time = pace::suspicion(self.foca.num_members());
+        self.agenda.add(now + time, Due::Confirm { life, incarnation });
     }
 
     fn lost(&mut self, life: &Life, reason: String) {

@@ -30,6 +30,7 @@ mod life;
 mod outbox;
 mod pace;
 mod renew;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,6 +49,7 @@ use self::{
     frame::{Codec, Frame},
     outbox::Outbox,
     renew::Renewal,
+    watch::Watch,
 };
 pub use self::{compare::CompareError, frame::FrameError};
 pub(in crate::mesh) use self::{contacts::Contact, life::Life};
@@ -77,6 +79,8 @@ pub(in crate::mesh) enum Action {
     Greet(Target),
     /// A frame for this member; if it cannot be sent, [`Event::Unsent`].
     Send { to: Life, frame: Bytes },
+    /// Ask for a sign of life, no more: [`Event::Seen`] or [`Event::Missed`].
+    Watch { who: Life },
     /// Make the views equal, from [`Swim::comparison`] on.
     Compare { with: Life },
 }
@@ -85,15 +89,40 @@ pub(in crate::mesh) enum Action {
 #[derive(Debug)]
 pub(in crate::mesh) enum Event {
     /// The target answered and is proven to be `life`.
-    Answered { target: Target, life: Life },
+    Answered {
+        target: Target,
+        life: Life,
+    },
     /// It did not. `is_final` if asking again at once is pointless: nothing listens there, or it refused us.
-    Failed { target: Target, reason: String, is_final: bool },
+    Failed {
+        target: Target,
+        reason: String,
+        is_final: bool,
+    },
     /// A frame did not arrive.
-    Unsent { to: Life, reason: String, is_final: bool },
+    Unsent {
+        to: Life,
+        reason: String,
+        is_final: bool,
+    },
+    Seen {
+        who: Life,
+    },
+    /// As [`Event::Unsent`], of one that is watched.
+    Missed {
+        who: Life,
+        reason: String,
+        is_final: bool,
+    },
     /// Somebody saw a connection to this member die.
-    Doubted { name: String },
+    Doubted {
+        name: String,
+    },
     /// What a seed stands for now.
-    Resolved { seed: String, contacts: BTreeSet<Contact> },
+    Resolved {
+        seed: String,
+        contacts: BTreeSet<Contact>,
+    },
 }
 
 /// What the view has become: for logs, and for the connections that end with it.
@@ -156,6 +185,7 @@ pub(in crate::mesh) struct Swim {
     /// Why a frame to somebody was lost, the last time, by key.
     losses: BTreeMap<u64, String>,
     renewal: Renewal,
+    watch: Watch,
     has_left: bool,
     /// The number of members for which foca's settings are.
     paced_for: usize,
@@ -173,6 +203,7 @@ impl Swim {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut agenda = Agenda::default();
         agenda.add(now + COMPARE_AFTER.mul_f64(rng.random_range(0.5..1.0)), Due::Compare);
+        agenda.add(now + Duration::from_secs(1).mul_f64(rng.random_range(0.0..1.0)), Due::Watch);
         agenda.add(now + REVIVE_EVERY.mul_f64(rng.random_range(0.5..1.0)), Due::Revive);
         Self {
             foca: foca_of(Life::new(me, 0), rng.random()),
@@ -183,6 +214,7 @@ impl Swim {
             gone: BTreeMap::new(),
             losses: BTreeMap::new(),
             renewal: Renewal::default(),
+            watch: Watch::default(),
             has_left: false,
             paced_for: 1,
             compare_after: COMPARE_AFTER,

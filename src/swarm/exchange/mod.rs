@@ -14,6 +14,7 @@ mod action;
 mod choose;
 mod doubt;
 mod peers;
+mod referral;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use rand::{SeedableRng, rngs::SmallRng};
 
 pub use self::action::{Action, Check, Fetched, Setting};
-use self::peers::Peer;
+use self::{peers::Peer, referral::Referrals};
 use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run, SMALL_MAX};
 use crate::{
     mesh::Member,
@@ -53,6 +54,8 @@ struct Request {
     peer: Name,
     at: Instant,
     slow: bool,
+    /// The tracker does not say that the peer has it, another peer does.
+    referred: bool,
 }
 
 /// The exchange of one pull.
@@ -71,6 +74,7 @@ pub struct Exchange {
     /// How many members of this zone that are not whole hold each piece.
     holders: Vec<u32>,
     requests: BTreeMap<u32, Vec<Request>>,
+    referrals: Referrals,
     /// The tracker sent the bytes with its answer, and they are being kept.
     given: bool,
     leases: Vec<Run>,
@@ -122,6 +126,7 @@ impl Exchange {
             handles: BTreeMap::new(),
             holders: vec![0; count as usize],
             requests: BTreeMap::new(),
+            referrals: Referrals::default(),
             given: false,
             leases: Vec::new(),
             imports: PieceSet::empty(count),
@@ -184,7 +189,7 @@ impl Exchange {
             from: self.setting.me.clone(),
             held: if self.proven { 0 } else { self.have.len() },
             reading: self.leases.clone(),
-            reads_origin: self.setting.reads_origin,
+            origin: self.setting.origin.clone(),
             whole: self.proven,
         }
     }
@@ -280,24 +285,27 @@ impl Exchange {
         }
     }
 
-    fn request_ended(&mut self, peer: &str, index: u32) -> Option<Instant> {
+    fn request_ended(&mut self, peer: &str, index: u32) -> Option<Request> {
         let requests = self.requests.entry(index).or_default();
         let request = requests.iter().position(|request| request.peer == peer);
-        let began = request.map(|position| requests.swap_remove(position).at);
+        let request = request.map(|position| requests.swap_remove(position));
         if requests.is_empty() {
             self.requests.remove(&index);
             self.note(index);
         }
-        began
+        request
     }
 
     /// A request to a peer ended, or what the tracker gave is kept or refused.
     pub fn fetched(&mut self, peer: &str, index: u32, outcome: Fetched, now: Instant) {
         self.given = false;
-        let began = self.request_ended(peer, index);
-        if let (Fetched::Good(_), Some(began)) = (outcome, began) {
-            self.piece_time = (self.piece_time * 7 + now.duration_since(began)) / 8;
+        let request = self.request_ended(peer, index);
+        if let (Fetched::Good(_), Some(request)) = (outcome, &request) {
+            self.piece_time = (self.piece_time * 7 + now.duration_since(request.at)) / 8;
         }
+        let referred = request.is_some_and(|request| request.referred);
+        // That it has the piece was another peer's word.
+        let outcome = if referred && outcome == Fetched::Absent { Fetched::Busy } else { outcome };
         self.peer_answered(peer, index, outcome, now);
         match outcome {
             Fetched::Good(statement) => self.came_from_peer(peer, index, statement),
@@ -422,6 +430,7 @@ impl Exchange {
 
     fn keep(&mut self, index: u32, claim: Claim) {
         if self.have.insert(index) {
+            self.referrals.forget(index);
             self.note(index);
             let Claim { statement, voucher } = claim.clone();
             self.held.insert(index, claim);

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use super::{Fault, LINK, Message, Sim, node::Upload, piece};
-use crate::swarm::exchange::{Check, Fetched};
+use crate::swarm::{
+    exchange::{Check, Fetched},
+    message::REFERRED_MAX,
+};
 
 /// As the peer door has them.
 const SLOTS: usize = 12;
 const SLOT_WAIT: Duration = Duration::from_millis(30);
+const FED_MAX: usize = 512;
 /// A request without a byte for so long is called slow, and fails after so long, as in the shell.
 const SLOW: Duration = Duration::from_millis(500);
 const STALL: Duration = Duration::from_secs(5);
@@ -32,7 +36,7 @@ impl Sim {
             () if holder.fault == Fault::Leech || !holder.stored.contains_key(&index) => Fetched::Absent,
             () => return holder.waiting.push_back(upload),
         };
-        self.send(Message::Answer { to: node, from: to, index, outcome: refusal });
+        self.send(Message::Answer { to: node, from: to, index, outcome: refusal, fed: Vec::new() });
     }
 
     pub(super) fn upload(&mut self) {
@@ -70,11 +74,31 @@ impl Sim {
             }
         }
         for (to, from, index, outcome) in answers {
-            self.send(Message::Answer { to, from, index, outcome });
+            let fed = self.note_fed(from, to, index, outcome);
+            self.send(Message::Answer { to, from, index, outcome, fed });
         }
         let now = self.now();
         for (to, name, index) in slow_ones {
             self.nodes[to].exchange.slow(&name, index, now);
+        }
+    }
+
+    /// Whom a node that is busy names; whoever has got the piece is noted.
+    fn note_fed(&mut self, from: usize, to: usize, index: u32, outcome: Fetched) -> Vec<usize> {
+        let fed = &mut self.nodes[from].fed;
+        match outcome {
+            Fetched::Busy => {
+                let others = fed.iter().rev().filter(|(piece, other)| *piece == index && *other != to);
+                others.map(|(_, other)| *other).take(REFERRED_MAX).collect()
+            }
+            Fetched::Good(_) => {
+                if fed.len() >= FED_MAX {
+                    fed.pop_front();
+                }
+                fed.push_back((index, to));
+                Vec::new()
+            }
+            Fetched::Wrong | Fetched::Absent | Fetched::Failed => Vec::new(),
         }
     }
 

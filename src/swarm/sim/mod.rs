@@ -47,7 +47,7 @@ enum Message {
     ToTracker { tracker: usize, handle: Handle, reports: Vec<Report> },
     ToPuller { node: usize, tracker: usize, events: Vec<Event> },
     Ask { to: usize, upload: Upload },
-    Answer { to: usize, from: usize, index: u32, outcome: Fetched },
+    Answer { to: usize, from: usize, index: u32, outcome: Fetched, fed: Vec<usize> },
 }
 
 /// A swarm, and which node has which number in it.
@@ -72,6 +72,8 @@ pub(super) struct Sim {
     cross_bytes: f64,
     /// Entries that trackers sent and got, for what they cost.
     control_entries: u64,
+    /// Of how many others pullers of a large swarm have heard: the least and the most.
+    pub(super) neighbours: Option<(usize, usize)>,
 }
 
 impl Sim {
@@ -90,6 +92,7 @@ impl Sim {
             origin_bytes: 0.0,
             cross_bytes: 0.0,
             control_entries: 0,
+            neighbours: None,
             plan,
         }
     }
@@ -212,6 +215,9 @@ impl Sim {
             self.control_entries as f64 / self.nodes.len() as f64,
             self.front(),
         );
+        if let Some((least, most)) = self.neighbours {
+            println!("    each hears of {least} to {most} others");
+        }
     }
 
     fn step(&mut self) {
@@ -239,6 +245,10 @@ impl Sim {
         let now = self.now();
         for tracked in self.swarms.values_mut() {
             tracked.swarm.tick(now);
+            if let Some((least, most)) = tracked.swarm.neighbours() {
+                let (so_few, so_many) = self.neighbours.unwrap_or((least, most));
+                self.neighbours = Some((so_few.min(least), so_many.max(most)));
+            }
         }
         let silence = self.ticks(SILENCE_MAX);
         let frozen: Vec<usize> =
@@ -362,12 +372,16 @@ impl Sim {
                 }
             }
             Message::Ask { to, upload } => self.asked(to, upload),
-            Message::Answer { to, from, index, outcome } => {
+            Message::Answer { to, from, index, outcome, fed } => {
                 let name = self.nodes[from].name.clone();
                 if let Fetched::Good(statement) = outcome {
                     self.nodes[to].stored.insert(index, statement);
                 }
                 if !self.done(to) {
+                    let fed: Vec<String> = fed.iter().map(|&fed| self.nodes[fed].name.clone()).collect();
+                    if !fed.is_empty() {
+                        self.nodes[to].exchange.referred(index, fed);
+                    }
                     self.nodes[to].exchange.fetched(&name, index, outcome, now);
                 }
             }

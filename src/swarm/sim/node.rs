@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub(super) heard_at: u64,
     pub(super) uploads: Vec<Upload>,
     pub(super) waiting: VecDeque<Upload>,
+    /// Which piece it has sent to whom.
+    pub(super) fed: VecDeque<(u32, usize)>,
     pub(super) reads: Vec<Read>,
     pub(super) audit: Option<Auditing>,
     /// Announcements that wait for the shell's tick.
@@ -73,7 +75,7 @@ impl Node {
             digest: Digest::of(Algorithm::Sha256, b"simulated"),
             blob_len,
             me,
-            reads_origin: true,
+            origin: Some("r.local".to_owned()),
             seed: plan.seed * 100_000 + number as u64,
         };
         let pieces = (0..PieceLayout::of(blob_len).count()).map(|index| (index, piece(index, 0)));
@@ -92,6 +94,7 @@ impl Node {
             heard_at: 0,
             uploads: Vec::new(),
             waiting: VecDeque::new(),
+            fed: VecDeque::new(),
             reads: Vec::new(),
             audit: None,
             unsaid: Vec::new(),

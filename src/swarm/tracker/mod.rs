@@ -15,6 +15,7 @@
 mod audit;
 mod feed;
 mod holders;
+mod host;
 mod leases;
 mod neighbours;
 mod zones;
@@ -31,7 +32,10 @@ use self::{
     leases::Origin,
     zones::{Zone, ZoneId},
 };
-use super::message::{Event, Handle, Held, Join, Name, Report};
+use super::{
+    message::{Event, Handle, Held, Join, Name, Report},
+    readers::Host,
+};
 use crate::{
     mesh::{Member, Role},
     piece::{PieceLayout, PieceSet, Statement},
@@ -117,7 +121,8 @@ struct Puller {
     passive: bool,
     /// Announcements still to come before it takes part in leases.
     to_announce: u32,
-    reads_origin: bool,
+    /// The host of the origin that it can read.
+    origin: Option<Host>,
     /// Pieces that it has read from the origin.
     read: u32,
     /// How many of those nobody else has yet: more than the others' shows a slow uplink.
@@ -169,6 +174,11 @@ impl Swarm {
         std::mem::take(&mut self.events)
     }
 
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Whether the member is still in the swarm.
     #[must_use]
     pub fn has(&self, handle: Handle) -> bool {
@@ -203,7 +213,7 @@ impl Swarm {
         let handle = self.add(join.from.clone(), now);
         let puller = self.members.get_mut(&handle).expect("just added");
         puller.passive = false;
-        puller.reads_origin = join.reads_origin;
+        puller.origin.clone_from(&join.origin);
         puller.to_announce = join.held;
         if join.held == 0 {
             self.polled.remove(&join.from.name);
@@ -212,7 +222,8 @@ impl Swarm {
         if join.whole {
             self.whole(handle);
         }
-        self.origin.joined(join.reads_origin);
+        self.origin.named(join.origin.as_ref());
+        self.origin.joined(join.origin.is_some());
         for run in &join.reading {
             self.resume_lease(handle, run, now);
         }
@@ -375,7 +386,7 @@ impl Swarm {
             whole: false,
             passive: true,
             to_announce: 0,
-            reads_origin: false,
+            origin: None,
             read: 0,
             unspread: 0,
             imported: 0,

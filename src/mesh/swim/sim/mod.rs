@@ -29,6 +29,9 @@ const ROOM: usize = 64;
 /// When a call that nobody answers is given up.
 const CALL_MAX: Duration = Duration::from_secs(2);
 
+/// And a sign of life.
+const WATCH_MAX: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -225,6 +228,7 @@ impl Sim {
         match action {
             Action::Greet(target) => self.greet(number, target),
             Action::Send { to, frame } => self.send(number, &to, frame),
+            Action::Watch { who } => self.watch(number, who),
             Action::Compare { with } => self.compare(number, with),
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use rand::RngExt;
 
-use super::{CALL_MAX, Fault, ROOM, Sim};
+use super::{CALL_MAX, Fault, ROOM, Sim, WATCH_MAX};
 use crate::{
     mesh::swim::{Action, Event, Life, Target},
     wire::mesh as wire,
@@ -25,6 +25,11 @@ pub(super) enum Message {
         from: usize,
         to: Life,
         frame: Bytes,
+    },
+    /// Is it there?
+    Watch {
+        from: usize,
+        who: Life,
     },
     /// Of a node that it called.
     Answer {
@@ -73,6 +78,11 @@ impl Sim {
         self.call(from, number, frame.len(), Message::Frame { from, to: to.clone(), frame });
     }
 
+    pub(super) fn watch(&mut self, from: usize, who: Life) {
+        let to = self.by_address[&who.member().address];
+        self.call(from, to, 0, Message::Watch { from, who });
+    }
+
     pub(super) fn compare(&mut self, from: usize, with: Life) {
         let sums = self.nodes[from].swim.comparison();
         let to = self.by_address[&with.member().address];
@@ -110,14 +120,19 @@ impl Sim {
     }
 
     fn give_up(&mut self, caller: usize, message: Message) {
+        let after = if matches!(message, Message::Watch { .. }) { WATCH_MAX } else { CALL_MAX };
         if let Some(event) = lost(message, false) {
-            self.put(CALL_MAX, caller, Message::Outcome(event));
+            self.put(after, caller, Message::Outcome(event));
         }
     }
 
     /// What comes to a node that is dead.
     pub(super) fn unheard(&mut self, number: usize, message: Message) {
-        let (Message::Frame { from, .. } | Message::Hello { from, .. }) = message else { return };
+        let (Message::Frame { from, .. } | Message::Watch { from, .. } | Message::Hello { from, .. }) =
+            message
+        else {
+            return;
+        };
         match self.nodes[number].fault {
             Fault::Refusing => {
                 if let Some(event) = lost(message, true) {
@@ -142,6 +157,9 @@ impl Sim {
             Message::Answer { from, frame } => {
                 let name = self.nodes[from].name.clone();
                 self.nodes[number].swim.frame(&name, &frame, now).expect("members send valid frames");
+            }
+            Message::Watch { from, who } => {
+                self.answer(number, from, 0, Message::Outcome(Event::Seen { who }));
             }
             Message::Hello { from, life, target } => self.hear_hello(number, from, life, target),
             Message::Compare { from, sums } => {
@@ -209,6 +227,7 @@ impl Sim {
 fn lost(message: Message, is_final: bool) -> Option<Event> {
     match message {
         Message::Frame { to, .. } => Some(Event::Unsent { to, reason: "no answer".to_owned(), is_final }),
+        Message::Watch { who, .. } => Some(Event::Missed { who, reason: "no answer".to_owned(), is_final }),
         Message::Hello { target, .. } => Some(failed(target, is_final)),
         Message::Wake
         | Message::Start
