@@ -45,9 +45,7 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         let default = settings.text("mirror.default_upstream");
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
-    let readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
-    let host_readers = u32::try_from(readers).unwrap_or(u32::MAX);
-    pull::Settings { only, host_readers, ..pull::Settings::default() }
+    pull::Settings { only, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
@@ -146,6 +144,11 @@ pub(super) fn mesh(
     })
 }
 
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
 pub(super) fn rates(settings: &Settings) -> rates::Settings {
     let always = ["mesh.upload_rate", "mesh.download_rate", "registry.origin_rate"];
     let schedule = settings.texts("rates.schedule");
@@ -153,11 +156,6 @@ pub(super) fn rates(settings: &Settings) -> rates::Settings {
         always: always.map(|name| settings.size(name).filter(|rate| *rate > 0)),
         schedule: schedule.iter().map(|entry| entry.parse().expect("read strictly")).collect(),
     }
-}
-
-fn host_name() -> Option<String> {
-    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
-    (!name.is_empty()).then_some(name)
 }
 
 pub(super) fn layers(settings: &Settings) -> layer::Settings {

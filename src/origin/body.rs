@@ -70,7 +70,7 @@ impl Body {
         range: Range<u64>,
     ) -> Result<Self, OriginError> {
         let range = range.start..range.end.min(at.len);
-        let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.throttles_told());
+        let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.clone());
         let mut body = Self {
             shared,
             at,

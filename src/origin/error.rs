@@ -140,8 +140,6 @@ pub fn known_reason(word: &str) -> Option<&'static str> {
 
 /// A queue of questions has moved on by then.
 const BUSY_FOR: Duration = Duration::from_secs(1);
-/// A registry that throttles without a word of how long.
-const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
 impl OriginError {
     /// The word for a metric's `reason`.
@@ -278,15 +276,6 @@ impl OriginError {
             | Self::Answer { .. }
             | Self::TooLarge { .. } => true,
         }
-    }
-
-    /// How long the registry wants to be left alone by everybody; it may not have said how long.
-    #[must_use]
-    pub fn throttled_for(&self) -> Option<Duration> {
-        let own = self.own();
-        let is_throttled = matches!(own, Self::Throttled { .. });
-        let said = own.retry_after().filter(|wait| !wait.is_zero() && !own.is_busy());
-        said.or(is_throttled.then_some(THROTTLED_FOR))
     }
 
     /// How long the registry asked to be left alone.

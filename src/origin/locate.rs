@@ -117,8 +117,7 @@ pub(super) async fn locate(
 ) -> Result<Located, OriginError> {
     let candidates = candidates(shared, leads).await;
     let tried = candidates.len();
-    let mut rounds =
-        Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.throttles_told() });
+    let mut rounds = Rounds::new(candidates, Patience { rounds: ROUNDS, ..shared.exchange.patience.clone() });
     let source = loop {
         match rounds.next(rand::random()) {
             Some(Step::Ask(candidate)) => {

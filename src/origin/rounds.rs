@@ -46,14 +46,6 @@ impl Default for Patience {
     }
 }
 
-impl Patience {
-    /// Whoever reads blobs tells the tracker at once that the registry wants to be left alone, and waits there, with
-    /// everybody else.
-    pub(super) fn throttles_told(&self) -> Self {
-        Self { retry_after_max: Duration::ZERO, ..self.clone() }
-    }
-}
-
 /// What to do next.
 #[derive(Debug)]
 pub(super) enum Step<E> {

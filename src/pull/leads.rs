@@ -96,12 +96,6 @@ impl Leads {
         self.known.lock().leads.len()
     }
 
-    pub(super) fn are_one_host(&self) -> bool {
-        let known = self.known.lock();
-        let mut hosts = known.leads.iter().map(|lead| lead.repository.host_name());
-        hosts.next().is_some_and(|first| hosts.all(|host| host == first))
-    }
-
     /// The blob at the first lead that has it.
     pub(super) async fn locate(&self, origin: &Origin) -> Result<Located, OriginError> {
         let mut located = self.located.lock().await;

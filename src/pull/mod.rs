@@ -52,7 +52,7 @@ use crate::{
     oci::{Digest, Repository, host_name},
     origin::{self, Asker, Kind, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
-    swarm::{self, Trackers, tracker::Answer},
+    swarm::{Trackers, tracker::Answer},
 };
 
 /// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
@@ -69,17 +69,11 @@ pub struct Settings {
     pub linger: Duration,
     /// Of which registries containerd's pulls are taken part in; none: of every one.
     pub only: Option<Registries>,
-    /// Leases on one registry host that may be out at a time, for the whole cluster, where this member keeps the host.
-    pub host_readers: u32,
-    /// Members that a tracker asks what they hold when a swarm begins: one small request each, all at once. In a larger
-    /// mesh they are those first in the digest's rank, and all tell a digest's tracker what they hold beforehand.
-    pub polled_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        // Two blobs at full speed (six readers each, `swarm::tracker`), and as many again as they hand over.
-        Self { linger: Duration::from_secs(60), host_readers: 12, polled_max: 128, only: None }
+        Self { linger: Duration::from_secs(60), only: None }
     }
 }
 
@@ -213,14 +207,7 @@ impl Pulls {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
-        let tracking = swarm::Parts {
-            mesh: mesh.clone(),
-            store: store.clone(),
-            tasks: tasks.clone(),
-            host_readers: settings.host_readers,
-            polled_max: settings.polled_max,
-        };
-        let trackers = Trackers::new(tracking, stop.clone());
+        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,

@@ -4,7 +4,14 @@
 //! have room for some of them, who get the most out of a reading. Whoever finds none within a moment is given his piece in
 //! slices, and it is read and checked anew for each: more work, in little memory, and however slow the others are, he goes on.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,12 +24,15 @@ const UNIT: usize = 64 << 10;
 const SLICE_LEN: usize = 64 << 10;
 /// Pieces that are read for the sake of a slice at a time, 16 MiB at most: it is work for the cores, and they are few.
 const READERS: usize = 4;
-/// How long room is waited for: clients that read as fast as they are served pass it on within this time.
+/// How long room is waited for: clients that read as fast as they are served pass it on within this time. Once that was
+/// in vain nobody waits, until there is room again.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 
 pub(super) struct Outgoing {
     whole: Arc<Semaphore>,
     readers: Arc<Semaphore>,
+    /// The last who waited for room found none.
+    full: AtomicBool,
 }
 
 /// Held while a piece is read, and for as long as any of it is kept.
@@ -34,7 +44,7 @@ pub(super) enum Room {
 impl Outgoing {
     pub(super) fn new() -> Self {
         let whole = Arc::new(Semaphore::new(WHOLE_MAX / UNIT));
-        Self { whole, readers: Arc::new(Semaphore::new(READERS)) }
+        Self { whole, readers: Arc::new(Semaphore::new(READERS)), full: AtomicBool::new(false) }
     }
 
     /// Room for a piece of which `len` bytes may be kept.
@@ -42,7 +52,10 @@ impl Outgoing {
         if len > SLICE_LEN {
             let units = u32::try_from(len.div_ceil(UNIT)).expect("a piece is at most 4 MiB");
             let whole = self.whole.clone().acquire_many_owned(units);
-            if let Ok(permit) = tokio::time::timeout(ROOM_WAIT, whole).await {
+            let wait = if self.full.load(Ordering::Relaxed) { Duration::ZERO } else { ROOM_WAIT };
+            let found = tokio::time::timeout(wait, whole).await;
+            self.full.store(found.is_err(), Ordering::Relaxed);
+            if let Ok(permit) = found {
                 return Room::Whole(permit.expect("never closed"));
             }
         }

@@ -34,13 +34,7 @@ impl Hands {
             Ended::Origin(error) => {
                 let failure = match error.is_final() {
                     true => Failure::Final,
-                    // Of another registry than the one that was named to the tracker it hears no more than that.
-                    false => Failure::Later {
-                        retry_after: error
-                            .throttled_for()
-                            .filter(|_| self.leads.are_one_host())
-                            .unwrap_or_default(),
-                    },
+                    false => Failure::Later { retry_after: error.retry_after().unwrap_or_default() },
                 };
                 tracing::info!(digest = %self.want.digest, "the origin failed: {}", chain_of(error.as_ref()));
                 let reason = error.reason().to_owned();

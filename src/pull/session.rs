@@ -67,7 +67,7 @@ impl Session {
             digest: want.digest.clone(),
             blob_len: want.len,
             me: me.clone(),
-            origin: want.origins.first().map(|origin| origin.host_name().to_owned()),
+            reads_origin: !want.origins.is_empty(),
             seed: rand::random(),
         };
         let have = arriving.have();

@@ -2,7 +2,6 @@
 
 use std::{ops::Range, time::Duration};
 
-use super::readers::{HOST_LEN_MAX, Host};
 use crate::{
     mesh::Member,
     oci::Digest,
@@ -26,14 +25,14 @@ const PACE_MS_MAX: u32 = 1000;
 pub const ENTRIES_MAX: usize = 1024;
 /// Leases that a joining puller may bring along: more than the tracker that died can have given it.
 const READING_MAX: usize = 64;
+/// A reason is one word.
 /// The header of an answer in which a member that is full names those, separated by commas.
 pub const FED_HEADER: &str = "flotilla-fed";
 /// Members that an answer names: one that is full, of those that it has just fed the piece.
 pub const REFERRED_MAX: usize = 4;
-/// A reason is one word.
 const REASON_LEN_MAX: usize = 64;
 /// The longest pause that an origin's `Retry-After` can impose on a swarm: beyond, a pull had better fail.
-pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// A puller enters a swarm.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +44,7 @@ pub struct Join {
     pub held: u32,
     /// What it reads from the origin already, under leases of a tracker that died.
     pub reading: Vec<Run>,
-    /// The host of the origin that it can read, if it can; empty if it does not say which.
-    pub origin: Option<Host>,
+    pub reads_origin: bool,
     pub whole: bool,
 }
 
@@ -171,7 +169,7 @@ pub enum MessageError {
     Statement(usize),
 }
 
-pub(super) fn at_most(field: &'static str, value: u64, limit: u64) -> Result<(), MessageError> {
+fn at_most(field: &'static str, value: u64, limit: u64) -> Result<(), MessageError> {
     if value > limit { Err(MessageError::Limit { field, limit }) } else { Ok(()) }
 }
 
@@ -218,7 +216,6 @@ impl Join {
             return Err(MessageError::Version { theirs: join.version });
         }
         at_most("blob_len", join.blob_len, BLOB_LEN_MAX)?;
-        at_most("origin", join.origin.len() as u64, HOST_LEN_MAX as u64)?;
         at_most("reading", join.reading.len() as u64, READING_MAX as u64)?;
         let count = PieceLayout::of(join.blob_len).count();
         at_most("held", join.held.into(), count.into())?;
@@ -229,7 +226,7 @@ impl Join {
             from: Member::from_wire(join.from)?,
             held: join.held,
             reading: reading.collect::<Result<_, _>>()?,
-            origin: join.reads_origin.then_some(join.origin),
+            reads_origin: join.reads_origin,
             whole: join.whole,
         })
     }
@@ -243,8 +240,7 @@ impl Join {
             from: Some(self.from.to_wire()),
             held: self.held,
             reading: self.reading.iter().take(READING_MAX).map(wire_run).collect(),
-            reads_origin: self.origin.is_some(),
-            origin: self.origin.clone().unwrap_or_default(),
+            reads_origin: self.reads_origin,
             whole: self.whole,
         };
         wire::PullerMessage { join: Some(join), reports: Vec::new() }

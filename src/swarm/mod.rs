@@ -9,12 +9,10 @@
 
 pub mod exchange;
 pub mod message;
-pub mod offers;
-pub mod readers;
 pub mod tracker;
 mod trackers;
 
-pub use trackers::{Parts, Seat, TrackError, Trackers};
+pub use trackers::{Seat, TrackError, Trackers};
 
 #[cfg(test)]
 #[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]

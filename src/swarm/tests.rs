@@ -218,8 +218,6 @@ fn a_hundred_nodes_take_hardly_longer_than_eight() {
 fn a_thousand_nodes_complete_from_one_copy() {
     let sim = run(Plan::cold(1, 1000, 20));
     assert_eq!(sim.finished(), 1000);
-    let (least, most) = sim.neighbours.expect("the swarm is large");
-    assert!(least >= 16 && most <= 160, "{least} to {most}");
     assert!(sim.origin_copies() < 1.05, "{}", sim.origin_copies());
 }
 

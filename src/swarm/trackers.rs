@@ -8,9 +8,6 @@
 //! One lock holds all swarms, for the time of a decision. An outbox that is full belongs to somebody who does
 //! not listen: it is closed, and its member has left. One task keeps the time.
 
-mod offer;
-mod share;
-
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{Arc, Weak},
@@ -21,7 +18,6 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{offer::Offering, share::Sharing};
 use super::{
     message::{Event, Handle, Join, Report, SMALL_MAX},
     tracker::{Answer, JoinError, POLL_MAX, Swarm},
@@ -37,6 +33,9 @@ use crate::{
 const SWARMS_MAX: usize = 4096;
 /// Batches that a member may leave unread: at one a piece, seconds of a crowd at full speed.
 const OUTBOX_MAX: usize = 512;
+/// Members asked at a swarm's start: one small request each, all at once. Larger meshes ask those first in the
+/// digest's rank, and what the others hold is found only when they pull.
+const POLLED_MAX: usize = 128;
 /// Small blobs that are kept in memory, of 128 KiB at most: 32 MiB. Others are fetched from who has them.
 const CONTENTS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
@@ -54,17 +53,6 @@ pub enum TrackError {
     Join(#[from] JoinError),
 }
 
-/// What trackers work with.
-pub struct Parts {
-    pub mesh: Mesh,
-    pub store: Store,
-    pub tasks: TaskTracker,
-    /// Leases on one registry host that may be out at a time, for the whole cluster.
-    pub host_readers: u32,
-    /// Members asked at a swarm's start.
-    pub polled_max: usize,
-}
-
 /// The trackers of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Trackers(Arc<Inner>);
@@ -76,9 +64,6 @@ struct Inner {
     swarms: Mutex<HashMap<Digest, Tracked>>,
     /// Members that this node has convicted, by name and generation: a restart is another chance.
     banned: Mutex<HashMap<String, u64>>,
-    sharing: Sharing,
-    offering: Offering,
-    polled_max: usize,
 }
 
 struct Tracked {
@@ -96,14 +81,10 @@ pub struct Seat {
 impl Trackers {
     /// Starts the task that keeps the time; it ends with `stop`.
     #[must_use]
-    pub fn new(parts: Parts, stop: CancellationToken) -> Self {
-        let Parts { mesh, store, tasks, host_readers, polled_max } = parts;
-        let (swarms, banned, sharing) = (Mutex::default(), Mutex::default(), Sharing::new(host_readers));
-        let offering = Offering::default();
-        let inner = Inner { mesh, store, tasks, swarms, banned, sharing, offering, polled_max };
-        let inner = Arc::new(inner);
-        inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop.clone()));
-        inner.tasks.spawn(offer::keep_telling(Arc::downgrade(&inner), stop));
+    pub fn new(mesh: Mesh, store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let inner =
+            Arc::new(Inner { mesh, store, tasks, swarms: Mutex::default(), banned: Mutex::default() });
+        inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
         Self(inner)
     }
 
@@ -115,27 +96,16 @@ impl Trackers {
         if self.is_banned(&join.from) {
             return Err(TrackError::Banned(join.from.name.clone()));
         }
-        let seated = self.seat(join);
-        if let Ok((.., true)) = seated {
-            self.share();
-        }
-        seated.map(|(seat, inbox, _)| (seat, inbox))
-    }
-
-    /// And whether the swarm is new: then it has no share of its host's readers yet.
-    fn seat(&self, join: &Join) -> Result<(Seat, mpsc::Receiver<Vec<Event>>, bool), TrackError> {
         let now = Instant::now();
         let mut swarms = self.0.swarms.lock();
         let has_room = swarms.len() < SWARMS_MAX;
-        let is_new = !swarms.contains_key(&join.digest);
         let tracked = match swarms.entry(join.digest.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if !has_room => return Err(TrackError::Full),
             Entry::Vacant(entry) => {
                 let polled = self.poll(join);
                 let names = polled.into_iter().map(|member| member.name);
-                let mut swarm = Swarm::new(join.blob_len, names, now);
-                swarm.allow(0, None, now);
+                let swarm = Swarm::new(join.blob_len, names, now);
                 entry.insert(Tracked { swarm, outboxes: BTreeMap::new() })
             }
         };
@@ -143,7 +113,7 @@ impl Trackers {
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         tracked.outboxes.insert(handle, outbox);
         tracked.deliver(now);
-        Ok((Seat { trackers: self.clone(), digest: join.digest.clone(), handle }, inbox, is_new))
+        Ok((Seat { trackers: self.clone(), digest: join.digest.clone(), handle }, inbox))
     }
 
     /// This node has proof that the member stated wrong bytes: none of its trackers takes it, no pull asks it.
@@ -164,7 +134,9 @@ impl Trackers {
 
     /// Asks the members what they hold of the blob that `join` begins to track; who was asked.
     fn poll(&self, join: &Join) -> Vec<Member> {
-        let members = self.to_ask(&join.digest, &join.from.name);
+        let mut members = self.0.mesh.rank(&join.digest);
+        members.retain(|member| member.name != join.from.name);
+        members.truncate(POLLED_MAX);
         let is_small = join.blob_len <= SMALL_MAX;
         for member in members.clone() {
             let (trackers, digest) = (self.clone(), join.digest.clone());
@@ -211,21 +183,6 @@ impl Trackers {
     /// Whether these are a blob's bytes, and there is room for them.
     fn takes(&self, digest: &Digest, bytes: &[u8]) -> bool {
         self.has_room() && Digest::of(digest.algorithm(), bytes) == *digest
-    }
-
-    fn tick(&self, is_beat: bool) {
-        let live: Vec<String> = self.0.mesh.members().into_iter().map(|member| member.name).collect();
-        let now = Instant::now();
-        let mut swarms = self.0.swarms.lock();
-        swarms.retain(|_, tracked| !tracked.swarm.is_over(now));
-        for tracked in swarms.values_mut() {
-            tracked.swarm.unreachable(|name| live.iter().any(|live| live == name), now);
-            tracked.swarm.tick(now);
-            tracked.deliver(now);
-            if is_beat {
-                tracked.beat();
-            }
-        }
     }
 
     fn with(&self, digest: &Digest, change: impl FnOnce(&mut Swarm, Instant)) {
@@ -300,8 +257,17 @@ async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let Some(inner) = inner.upgrade() else { return };
-        let trackers = Trackers(inner);
-        trackers.tick(tick == 0);
-        trackers.share();
+        let live: Vec<String> = inner.mesh.members().into_iter().map(|member| member.name).collect();
+        let now = Instant::now();
+        let mut swarms = inner.swarms.lock();
+        swarms.retain(|_, tracked| !tracked.swarm.is_over(now));
+        for tracked in swarms.values_mut() {
+            tracked.swarm.unreachable(|name| live.iter().any(|live| live == name), now);
+            tracked.swarm.tick(now);
+            tracked.deliver(now);
+            if tick == 0 {
+                tracked.beat();
+            }
+        }
     }
 }

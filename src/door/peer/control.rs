@@ -17,8 +17,6 @@ use crate::{
     swarm::{
         Seat,
         message::{Event, Join, events_to_wire, reports_from_wire},
-        offers::offer_from_wire,
-        readers::Ask,
         tracker::Answer,
     },
     wire::mesh::{
@@ -133,24 +131,6 @@ impl Swarm for Caller {
             Answer::Pulling => WireAnswer::Pulling,
         };
         Ok(Response::new(wire::HoldsResponse { answer: answer.into() }))
-    }
-
-    async fn offer(
-        &self,
-        request: Request<wire::OfferRequest>,
-    ) -> Result<Response<wire::OfferResponse>, Status> {
-        let digests = offer_from_wire(request.into_inner()).map_err(|error| self.invalid(&error))?;
-        self.door.parts.pulls.trackers().offered(&self.name, digests);
-        Ok(Response::new(wire::OfferResponse {}))
-    }
-
-    async fn readers(
-        &self,
-        request: Request<wire::ReadersRequest>,
-    ) -> Result<Response<wire::ReadersResponse>, Status> {
-        let ask = Ask::from_wire(request.into_inner()).map_err(|error| self.invalid(&error))?;
-        let share = self.door.parts.pulls.trackers().keep(&self.name, &ask);
-        Ok(Response::new(share.to_wire()))
     }
 }
 

@@ -61,6 +61,12 @@ impl Swim {
     pub(super) fn missed(&mut self, who: Life, now: Instant) {
         let misses = self.watch.missed.remove(&who.key()).unwrap_or(0) + 1;
         if misses < MISSES {
+            // Whoever is gone for another reason answers no more, and takes no place.
+            let is_gone = |key: &u64| self.known(*key).is_none_or(|known| known.state() != State::Alive);
+            let gone: Vec<u64> = self.watch.missed.keys().copied().filter(is_gone).collect();
+            for key in gone {
+                self.watch.missed.remove(&key);
+            }
             if self.watch.missed.len() < WATCHED {
                 self.watch.missed.insert(who.key(), misses);
                 self.actions.push(Action::Watch { who });

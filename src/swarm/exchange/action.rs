@@ -4,10 +4,7 @@ use crate::{
     mesh::Member,
     oci::Digest,
     piece::Statement,
-    swarm::{
-        message::{Name, Report, Run},
-        readers::Host,
-    },
+    swarm::message::{Name, Report, Run},
 };
 use bytes::Bytes;
 
@@ -83,8 +80,7 @@ pub struct Setting {
     pub digest: Digest,
     pub blob_len: u64,
     pub me: Member,
-    /// The host of the origin that it can read, if it can.
-    pub origin: Option<Host>,
+    pub reads_origin: bool,
     /// Breaks ties between pieces and between peers.
     pub seed: u64,
 }

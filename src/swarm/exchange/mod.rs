@@ -189,7 +189,7 @@ impl Exchange {
             from: self.setting.me.clone(),
             held: if self.proven { 0 } else { self.have.len() },
             reading: self.leases.clone(),
-            origin: self.setting.origin.clone(),
+            reads_origin: self.setting.reads_origin,
             whole: self.proven,
         }
     }

@@ -72,8 +72,6 @@ pub(super) struct Sim {
     cross_bytes: f64,
     /// Entries that trackers sent and got, for what they cost.
     control_entries: u64,
-    /// Of how many others pullers of a large swarm have heard: the least and the most.
-    pub(super) neighbours: Option<(usize, usize)>,
 }
 
 impl Sim {
@@ -92,7 +90,6 @@ impl Sim {
             origin_bytes: 0.0,
             cross_bytes: 0.0,
             control_entries: 0,
-            neighbours: None,
             plan,
         }
     }
@@ -215,9 +212,6 @@ impl Sim {
             self.control_entries as f64 / self.nodes.len() as f64,
             self.front(),
         );
-        if let Some((least, most)) = self.neighbours {
-            println!("    each hears of {least} to {most} others");
-        }
     }
 
     fn step(&mut self) {
@@ -245,10 +239,6 @@ impl Sim {
         let now = self.now();
         for tracked in self.swarms.values_mut() {
             tracked.swarm.tick(now);
-            if let Some((least, most)) = tracked.swarm.neighbours() {
-                let (so_few, so_many) = self.neighbours.unwrap_or((least, most));
-                self.neighbours = Some((so_few.min(least), so_many.max(most)));
-            }
         }
         let silence = self.ticks(SILENCE_MAX);
         let frozen: Vec<usize> =

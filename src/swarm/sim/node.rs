@@ -75,7 +75,7 @@ impl Node {
             digest: Digest::of(Algorithm::Sha256, b"simulated"),
             blob_len,
             me,
-            origin: Some("r.local".to_owned()),
+            reads_origin: true,
             seed: plan.seed * 100_000 + number as u64,
         };
         let pieces = (0..PieceLayout::of(blob_len).count()).map(|index| (index, piece(index, 0)));

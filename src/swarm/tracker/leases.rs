@@ -8,7 +8,6 @@ use std::{
 use super::{
     Piece, Puller, STALL_KEPT, Swarm,
     feed::{Feed, Lease},
-    host::HostShare,
 };
 use crate::swarm::message::{Event, Failure, Handle, Run};
 
@@ -37,20 +36,15 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long the swarm remembers that the origin failed: a crowd asks once, the next one asks again.
 const FAILED_KEPT: Duration = Duration::from_secs(15);
 
-/// How long an origin that asks to be left alone, again and again, is waited for without a byte of it.
-const THROTTLED_MAX: Duration = Duration::from_secs(60);
-
 /// What the swarm knows of the origin.
 #[derive(Default)]
 pub(super) struct Origin {
-    pub(super) feed: Feed,
-    pub(super) host: HostShare,
+    feed: Feed,
     /// It ignores ranges: one reader takes all.
     one_stream: bool,
     refused: BTreeSet<Handle>,
     failures: u32,
-    pub(super) quiet_until: Option<Instant>,
-    throttled_since: Option<Instant>,
+    quiet_until: Option<Instant>,
     reason: Option<String>,
     failed_at: Option<Instant>,
 }
@@ -58,31 +52,9 @@ pub(super) struct Origin {
 impl Origin {
     /// Somebody new may know a way in.
     pub(super) fn joined(&mut self, reads_origin: bool) {
-        if reads_origin && self.refused.len() < REFUSALS_MAX && !self.is_gone() {
+        if reads_origin && self.refused.len() < REFUSALS_MAX && self.failures < FAILURES_MAX {
             self.failed_at = None;
         }
-    }
-
-    pub(super) fn is_quiet(&self, now: Instant) -> bool {
-        self.quiet_until.is_some_and(|until| now < until)
-    }
-
-    fn is_gone(&self) -> bool {
-        self.failures >= FAILURES_MAX
-    }
-
-    /// It fails for now: whoever it asked to leave it alone comes back, for a while.
-    fn failed_for_now(&mut self, retry_after: Duration, now: Instant) {
-        let doubled = PAUSE * 2_u32.pow(self.failures.min(FAILURES_MAX));
-        let is_throttled = !retry_after.is_zero();
-        let since = *self.throttled_since.get_or_insert(now);
-        if !is_throttled {
-            self.throttled_since = None;
-            self.failures += 1;
-        } else if now.duration_since(since) > THROTTLED_MAX {
-            self.failures = FAILURES_MAX;
-        }
-        self.quiet_until = self.quiet_until.max(Some(now + retry_after.max(doubled)));
     }
 
     /// The origin serves other bytes than the digest names, or is beyond reach.
@@ -115,7 +87,6 @@ impl Swarm {
         let is_here = !lacks(&self.pieces, &self.members, reader, index);
         if self.origin.feed.progress(reader, index, is_here, now) {
             self.origin.failures = 0;
-            self.origin.throttled_since = None;
         }
     }
 
@@ -133,9 +104,10 @@ impl Swarm {
                 self.origin.reason = Some(reason);
             }
             Failure::Later { retry_after } => {
-                self.origin.failed_for_now(retry_after, now);
+                let doubled = PAUSE * 2_u32.pow(self.origin.failures.min(FAILURES_MAX));
+                self.origin.failures += 1;
+                self.origin.quiet_until = Some(now + retry_after.max(doubled));
                 self.origin.reason = Some(reason);
-                self.throttled(reader, retry_after);
             }
             Failure::NoRanges => self.one_stream(reader, now),
         }
@@ -163,7 +135,6 @@ impl Swarm {
         if self.origin.failed_at.is_some_and(|at| now.duration_since(at) > FAILED_KEPT) {
             self.origin.failed_at = None;
             self.origin.failures = 0;
-            self.origin.throttled_since = None;
             self.origin.refused.clear();
         }
         let (pieces, members) = (&self.pieces, &self.members);
@@ -174,8 +145,7 @@ impl Swarm {
         }
         let busy: BTreeSet<Handle> = self.origin.feed.leases().iter().map(|lease| lease.reader).collect();
         let stalled = |lease: &&Lease| lease.has_stalled(now);
-        // To whom an origin sends nothing that wants to be left alone, another one would not get anything either.
-        if self.origin.is_quiet(now) || !self.origin.feed.leases().iter().any(|lease| stalled(&lease)) {
+        if !self.origin.feed.leases().iter().any(|lease| stalled(&lease)) {
             return;
         }
         let mut idle: Vec<Handle> =
@@ -194,37 +164,26 @@ impl Swarm {
 
     /// Gives free runs to readers while there are both.
     pub(super) fn grant(&mut self, now: Instant) {
-        if self.origin.is_quiet(now) || !self.may_lease() {
+        let quiet = self.origin.quiet_until.is_some_and(|until| now < until);
+        // Small blobs come from here.
+        if quiet || self.origin.failed_at.is_some() || self.content.is_some() {
             return;
         }
-        let able = self.able();
-        let readers_max = self.readers_max(able);
-        while self.has_room_at_host()
-            && let Some(reader) = self.next_reader(readers_max, able, now)
-        {
-            let Some(run) = self.next_run(reader, able) else { break };
-            self.lease(reader, run, now);
+        if !(0..self.layout.count()).any(|index| self.is_free(index)) {
+            return;
         }
-    }
-
-    /// Whether there is anything to lease. Small blobs come from here.
-    pub(super) fn may_lease(&self) -> bool {
-        let nothing = self.origin.failed_at.is_some() || self.content.is_some();
-        !nothing && self.free().next().is_some()
-    }
-
-    /// Those who may read. More than a few are all the same.
-    pub(super) fn able(&self) -> usize {
-        self.members.keys().filter(|handle| self.may_read(**handle)).take(RUNS_ALONE).count()
-    }
-
-    pub(super) fn readers_max(&self, able: usize) -> usize {
+        // More than this is all the same.
+        let able = self.members.keys().filter(|handle| self.may_read(**handle)).take(RUNS_ALONE).count();
         // The first of a crowd is not alone for long: a piece has been read by the time that this is known.
         let alone = able == 1 && self.members.values().any(|puller| puller.read > 0);
-        match (self.origin.one_stream, alone) {
+        let readers_max = match (self.origin.one_stream, alone) {
             (true, _) => 1,
             (false, true) => RUNS_ALONE,
             (false, false) => (READERS_MAX >> self.origin.failures.min(READERS_MAX.ilog2())).max(1),
+        };
+        while let Some(reader) = self.next_reader(readers_max, able, now) {
+            let Some(run) = self.next_run(reader, able) else { break };
+            self.lease(reader, run, now);
         }
     }
 
@@ -270,7 +229,6 @@ impl Swarm {
     }
 
     fn lease(&mut self, reader: Handle, run: Run, now: Instant) {
-        self.origin.host.leased_at = Some(now);
         self.origin.feed.take(reader, run.clone(), now);
         self.tell(reader, Event::Lease(run));
     }
@@ -286,11 +244,6 @@ impl Swarm {
         runs
     }
 
-    /// Pieces that nobody has or reads.
-    pub(super) fn free(&self) -> impl Iterator<Item = u32> {
-        (0..self.layout.count()).filter(move |index| self.is_free(*index))
-    }
-
     fn is_free(&self, index: u32) -> bool {
         self.pieces[index as usize].holders == 0 && !self.origin.feed.is_leased(index)
     }
@@ -299,7 +252,7 @@ impl Swarm {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
-                puller.origin.is_some()
+                puller.reads_origin
                     && !puller.whole
                     && !puller.passive
                     && puller.to_announce == 0
@@ -309,7 +262,7 @@ impl Swarm {
 
     /// What a leech reads only itself has, so it reads where nobody else can.
     fn others_can_read(&self) -> bool {
-        let can = |puller: &Puller| puller.origin.is_some() && !puller.whole && !puller.is_leech();
+        let can = |puller: &Puller| puller.reads_origin && !puller.whole && !puller.is_leech();
         self.members.iter().any(|(handle, puller)| can(puller) && !self.origin.refused.contains(handle))
     }
 
@@ -318,7 +271,7 @@ impl Swarm {
         let missing = self.pieces.iter().any(|piece| piece.holders == 0);
         let coming =
             !self.origin.feed.leases().is_empty() || self.members.values().any(|p| p.to_announce > 0);
-        let hope = !self.origin.is_gone() && self.members.keys().any(|h| self.may_read(*h));
+        let hope = self.origin.failures < FAILURES_MAX && self.members.keys().any(|h| self.may_read(*h));
         if !missing || self.content.is_some() || coming || (hope && self.origin.failed_at.is_none()) {
             return;
         }

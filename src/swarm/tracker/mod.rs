@@ -15,7 +15,6 @@
 mod audit;
 mod feed;
 mod holders;
-mod host;
 mod leases;
 mod neighbours;
 mod zones;
@@ -32,10 +31,7 @@ use self::{
     leases::Origin,
     zones::{Zone, ZoneId},
 };
-use super::{
-    message::{Event, Handle, Held, Join, Name, Report},
-    readers::Host,
-};
+use super::message::{Event, Handle, Held, Join, Name, Report};
 use crate::{
     mesh::{Member, Role},
     piece::{PieceLayout, PieceSet, Statement},
@@ -121,8 +117,7 @@ struct Puller {
     passive: bool,
     /// Announcements still to come before it takes part in leases.
     to_announce: u32,
-    /// The host of the origin that it can read.
-    origin: Option<Host>,
+    reads_origin: bool,
     /// Pieces that it has read from the origin.
     read: u32,
     /// How many of those nobody else has yet: more than the others' shows a slow uplink.
@@ -174,11 +169,6 @@ impl Swarm {
         std::mem::take(&mut self.events)
     }
 
-    #[must_use]
-    pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
-    }
-
     /// Whether the member is still in the swarm.
     #[must_use]
     pub fn has(&self, handle: Handle) -> bool {
@@ -213,7 +203,7 @@ impl Swarm {
         let handle = self.add(join.from.clone(), now);
         let puller = self.members.get_mut(&handle).expect("just added");
         puller.passive = false;
-        puller.origin.clone_from(&join.origin);
+        puller.reads_origin = join.reads_origin;
         puller.to_announce = join.held;
         if join.held == 0 {
             self.polled.remove(&join.from.name);
@@ -222,8 +212,7 @@ impl Swarm {
         if join.whole {
             self.whole(handle);
         }
-        self.origin.named(join.origin.as_ref());
-        self.origin.joined(join.origin.is_some());
+        self.origin.joined(join.reads_origin);
         for run in &join.reading {
             self.resume_lease(handle, run, now);
         }
@@ -386,7 +375,7 @@ impl Swarm {
             whole: false,
             passive: true,
             to_announce: 0,
-            origin: None,
+            reads_origin: false,
             read: 0,
             unspread: 0,
             imported: 0,

@@ -19,8 +19,6 @@ pub(super) const FULL_MAX: usize = 64;
 /// Neighbours of a newcomer in a larger swarm. In a random graph of so many edges a piece is three steps from anybody
 /// among 10,000.
 const NEIGHBOURS: usize = 32;
-/// Who has so many is made no newcomer's neighbour: the first of a swarm would have three hundred among 10,000.
-const NEIGHBOURS_MAX: usize = 128;
 /// Some of those are of other zones, where there are any.
 const FROM_AFAR: usize = 6;
 /// Who has less, since others left, gets more.
@@ -65,8 +63,6 @@ impl Swarm {
         if !self.is_large() {
             return strangers;
         }
-        let has_room = |other: &Handle| self.members[other].hears.len() < NEIGHBOURS_MAX;
-        let strangers: Vec<Handle> = strangers.into_iter().filter(has_room).collect();
         let zone = puller.zone;
         let (mut near, mut far): (Vec<Handle>, Vec<Handle>) =
             strangers.into_iter().partition(|other| self.members[other].zone == zone);
@@ -204,16 +200,6 @@ impl Swarm {
     pub(super) fn tell_all(&mut self, event: &Event) {
         let others = self.members.iter().filter(|(_, puller)| !puller.passive && !puller.whole);
         self.events.extend(others.map(|(&handle, _)| (handle, event.clone())));
-    }
-}
-
-#[cfg(test)]
-impl Swarm {
-    /// Of how many others the pullers of a large swarm hear: the least and the most.
-    pub(in crate::swarm) fn neighbours(&self) -> Option<(usize, usize)> {
-        let pullers = self.members.values().filter(|puller| !puller.passive && !puller.whole);
-        let counts: Vec<usize> = pullers.map(|puller| puller.hears.len()).collect();
-        self.is_large().then(|| counts.iter().min().copied().zip(counts.iter().max().copied()))?
     }
 }
 
