@@ -54,6 +54,11 @@ impl Layers {
         for job in jobs {
             let content = job.progress().borrow().content.clone();
             match content {
+                Content::Present if job.is_kept_for_another() => {
+                    // An earlier pull was cancelled, and with its lease the blob goes. What fails here is logged there.
+                    let _ = job.put_back_content(&self.parts).await;
+                    continue;
+                }
                 Content::Present | Content::Mirrored | Content::Failed { .. } => continue,
                 Content::Pending | Content::Unwanted if is_left_to_mirror(mirrored, job.is_followed()) => {
                     job.leave_to_mirror();

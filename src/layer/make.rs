@@ -115,6 +115,8 @@ pub(super) struct Job {
     built: Mutex<Option<(Staging, Built)>>,
     /// Of the pull that asked last; an earlier one's is gone when its client is.
     lease: Mutex<Option<String>>,
+    /// The one that the blob was written under, once it was.
+    kept_by: Mutex<Option<Option<String>>>,
     handed_over: AtomicBool,
     /// containerd fetches the blob from our mirror.
     mirrored: AtomicBool,
@@ -144,6 +146,7 @@ impl Job {
             progress: watch::Sender::new(Progress { content: Content::Pending, tree }),
             built: Mutex::new(None),
             lease: Mutex::new(lease),
+            kept_by: Mutex::new(None),
             handed_over: AtomicBool::new(false),
             mirrored: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
@@ -253,21 +256,34 @@ impl Job {
         self.followed.load(Ordering::Acquire)
     }
 
-    /// A client that went away may have let containerd collect the blob of a layer that it never got: then it is
-    /// written once more. The word for a metric where that fails.
+    /// Whether the blob was written under another lease than that of the pull that asked last.
+    pub(super) fn is_kept_for_another(&self) -> bool {
+        self.kept_by.lock().as_ref().is_some_and(|lease| *lease != self.lease())
+    }
+
+    /// Writes the blob under the lease of the pull that asked last; one that is there becomes that lease's as well.
+    async fn keep_content(&self, parts: &Parts, blob: Blob) -> Result<(), &'static str> {
+        let lease = self.lease();
+        ingest(parts, &self.order, lease.clone(), blob).await?;
+        *self.kept_by.lock() = Some(lease);
+        Ok(())
+    }
+
+    /// A client that went away may have let containerd collect the blob of a layer that it never got, or let it be
+    /// collected any moment: then it is written once more. The word for a metric where that fails.
     pub(super) async fn put_back_content(&self, parts: &Parts) -> Result<(), &'static str> {
         if !matches!(self.progress.borrow().content, Content::Present | Content::Mirrored) {
             return Ok(());
         }
-        let namespace = parts.containerd.namespace(&self.order.namespace);
-        match namespace.info(&self.order.layer().descriptor.digest).await {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => {
-                let blob = self.pull.proven().await.map_err(|error| error.reason())?;
-                ingest(parts, &self.order, self.lease(), blob).await
+        if !self.is_kept_for_another() {
+            let namespace = parts.containerd.namespace(&self.order.namespace);
+            let found = namespace.info(&self.order.layer().descriptor.digest).await;
+            if found.map_err(|error| error.reason())?.is_some() {
+                return Ok(());
             }
-            Err(error) => Err(error.reason()),
         }
+        let blob = self.pull.proven().await.map_err(|error| error.reason())?;
+        self.keep_content(parts, blob).await
     }
 
     /// The finished tree, for whoever makes the snapshot of it.
@@ -330,7 +346,11 @@ impl Worker {
             return Content::Unwanted;
         }
         let lease = job.upgrade().and_then(|job| job.lease());
-        match ingest(&self.parts, order, lease, blob).await {
+        let written = ingest(&self.parts, order, lease.clone(), blob).await;
+        if let Some(job) = job.upgrade().filter(|_| written.is_ok()) {
+            *job.kept_by.lock() = Some(lease);
+        }
+        match written {
             Ok(()) => Content::Present,
             Err(reason) => Content::Failed { reason },
         }
