@@ -37,7 +37,7 @@ pub use connect::GetError;
 pub use dial::ConnectError;
 pub use hello::HELLO_LEN_MAX;
 pub use member::{Member, MemberError, Role, RoleError, is_name, is_zone};
-pub use rank::{hrw_first, hrw_rank};
+pub use rank::hrw_rank;
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
 pub use shell::MESSAGE_LEN_MAX;
