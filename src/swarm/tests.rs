@@ -163,6 +163,20 @@ fn an_origin_that_dies_leaves_everybody_with_what_the_crowd_holds() {
 }
 
 #[test]
+fn who_has_the_blob_is_heard_late_rather_than_not_at_all() {
+    let plan = |answers_after| {
+        let mut plan = Plan::cold(1, 4, 40).seeded(3).answers_after(3, answers_after);
+        let later = Failure::Later { retry_after: std::time::Duration::ZERO };
+        plan.origin_failure = Some((0, later, "origin_unreachable"));
+        plan
+    };
+    // Long after leases are given without its answer.
+    assert_eq!(run(plan(2.5)).finished(), 4);
+    let sim = run(plan(3.5));
+    assert!((0..3).all(|number| sim.failure(number) == Some("origin_unreachable")), "nobody waits for ever");
+}
+
+#[test]
 fn a_slow_origin_is_the_only_limit() {
     let sim = run(Plan::cold(1, CROWD, 40).origin_link(0.25));
     assert!(sim.makespan() < 1.1, "{}", sim.makespan());

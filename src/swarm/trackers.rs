@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     message::{Event, Handle, Join, Report, SMALL_MAX},
-    tracker::{Answer, JoinError, POLL_MAX, Swarm},
+    tracker::{Answer, JoinError, SILENCE_MAX, Swarm},
 };
 use crate::{
     mesh::{Member, Mesh},
@@ -141,7 +141,7 @@ impl Trackers {
         for member in members.clone() {
             let (trackers, digest) = (self.clone(), join.digest.clone());
             self.0.tasks.spawn(async move {
-                let asked = tokio::time::timeout(POLL_MAX, trackers.ask(&member, &digest)).await;
+                let asked = tokio::time::timeout(SILENCE_MAX, trackers.ask(&member, &digest)).await;
                 let answer = asked.unwrap_or(Answer::Nothing);
                 trackers.with(&digest, |swarm, now| swarm.answered(&member, answer, now));
                 if answer == Answer::Whole && is_small && member.name == trackers.0.mesh.me().name {

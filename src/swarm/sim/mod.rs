@@ -46,6 +46,7 @@ fn piece(index: u32, lie: u32) -> Statement {
 enum Message {
     ToTracker { tracker: usize, handle: Handle, reports: Vec<Report> },
     ToPuller { node: usize, tracker: usize, events: Vec<Event> },
+    Holds { node: usize, tracker: usize },
     Ask { to: usize, upload: Upload },
     Answer { to: usize, from: usize, index: u32, outcome: Fetched, fed: Vec<usize> },
 }
@@ -313,17 +314,31 @@ impl Sim {
         let others = (0..self.nodes.len()).filter(|&other| other != first && self.nodes[other].alive);
         let polled: Vec<usize> = others.take(128).collect();
         let names: Vec<String> = polled.iter().map(|&other| self.nodes[other].name.clone()).collect();
-        let mut swarm = Swarm::new(self.layout.blob_len(), names, now);
-        for other in polled {
-            let node = &self.nodes[other];
-            let answer = match (node.finished.is_some(), node.exchange.have().is_empty()) {
-                (true, _) => Answer::Whole,
-                (false, false) => Answer::Pulling,
-                (false, true) => Answer::Nothing,
-            };
-            swarm.answered(&node.exchange.join().from, answer, now);
-        }
+        let swarm = Swarm::new(self.layout.blob_len(), names, now);
         self.swarms.insert(tracker, Tracked { swarm, nodes: HashMap::new() });
+        for other in polled {
+            match self.plan.nodes[other].answers_after {
+                0 => self.holds(other, tracker),
+                after => {
+                    let question = Message::Holds { node: other, tracker };
+                    self.messages.entry(self.tick + after).or_default().push(question);
+                }
+            }
+        }
+    }
+
+    fn holds(&mut self, number: usize, tracker: usize) {
+        let now = self.now();
+        let node = &self.nodes[number];
+        let answer = match (node.finished.is_some(), node.exchange.have().is_empty()) {
+            (true, _) => Answer::Whole,
+            (false, false) => Answer::Pulling,
+            (false, true) => Answer::Nothing,
+        };
+        let member = node.exchange.join().from;
+        if let Some(tracked) = self.swarms.get_mut(&tracker) {
+            tracked.swarm.answered(&member, answer, now);
+        }
     }
 
     fn send(&mut self, message: Message) {
@@ -361,6 +376,7 @@ impl Sim {
                     self.nodes[node].exchange.told(events, now);
                 }
             }
+            Message::Holds { node, tracker } => self.holds(node, tracker),
             Message::Ask { to, upload } => self.asked(to, upload),
             Message::Answer { to, from, index, outcome, fed } => {
                 let name = self.nodes[from].name.clone();

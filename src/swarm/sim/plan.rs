@@ -30,6 +30,8 @@ pub(in crate::swarm) struct NodePlan {
     pub(in crate::swarm) begins: u64,
     /// It has the proven blob already.
     pub(in crate::swarm) seeded: bool,
+    /// Ticks until it answers what it holds.
+    pub(in crate::swarm) answers_after: u64,
     pub(in crate::swarm) zone: u8,
 }
 
@@ -56,7 +58,7 @@ pub(in crate::swarm) struct Plan {
 impl Plan {
     /// `nodes` that pull a blob of so many MiB from a cold origin whose link is like theirs.
     pub(in crate::swarm) fn cold(seed: u64, nodes: usize, blob_mib: u64) -> Self {
-        let node = NodePlan { fault: Fault::None, begins: 0, seeded: false, zone: 0 };
+        let node = NodePlan { fault: Fault::None, begins: 0, seeded: false, answers_after: 0, zone: 0 };
         Self {
             seed,
             blob_len: blob_mib << 20,
@@ -97,6 +99,11 @@ impl Plan {
 
     pub(in crate::swarm) fn seeded(mut self, number: usize) -> Self {
         self.nodes[number].seeded = true;
+        self
+    }
+
+    pub(in crate::swarm) fn answers_after(mut self, number: usize, seconds: f64) -> Self {
+        self.nodes[number].answers_after = self.at(seconds);
         self
     }
 

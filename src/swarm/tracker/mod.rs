@@ -40,8 +40,9 @@ use crate::{
 /// How long the members asked at a swarm's start may take to answer before leases are given without them: a
 /// hundred answers take a few milliseconds; this bounds what a dead one costs a cold pull.
 pub const POLL_MAX: Duration = Duration::from_millis(200);
-/// A puller says something once a second; three missed and it is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A puller says something once a second; three missed and it is gone. Nor is a member that was asked heard after that:
+/// until then a node that is short of CPU may still say that it has what the origin does not give.
+pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a swarm without an unfinished puller is kept for the next one: a rollout's waves come closer.
 const LINGER: Duration = Duration::from_secs(120);
 /// A puller costs a few kilobytes and its stream; more than the largest cluster has nodes.
@@ -79,7 +80,7 @@ pub struct Swarm {
     next_handle: Handle,
     /// Members that were asked and have neither answered nor announced all that they hold.
     polled: BTreeSet<Name>,
-    poll_until: Instant,
+    polled_at: Instant,
     origin: Origin,
     zones: Vec<Zone>,
     audit: Audit,
@@ -149,7 +150,7 @@ impl Swarm {
             members: BTreeMap::new(),
             next_handle: 1,
             polled: polled.into_iter().collect(),
-            poll_until: now + POLL_MAX,
+            polled_at: now,
             origin: Origin::default(),
             zones: Vec::new(),
             audit: Audit::default(),
@@ -328,12 +329,14 @@ impl Swarm {
     /// Draws the consequences of whatever just changed.
     fn settle(&mut self, now: Instant) {
         let is_time = self.tell_fresh_in_time(now);
-        if now >= self.poll_until {
+        let asked_for = now.duration_since(self.polled_at);
+        if asked_for >= SILENCE_MAX {
             self.polled.clear();
         }
         self.end_leases(now);
         self.end_imports(now);
-        if self.polled.is_empty() {
+        let may_begin = self.polled.is_empty() || asked_for >= POLL_MAX;
+        if may_begin {
             self.grant(now);
             self.grant_imports(now);
         }
@@ -343,8 +346,10 @@ impl Swarm {
             if self.members.values().any(|puller| !puller.whole) {
                 self.unfinished_at = now;
             }
-            if self.polled.is_empty() {
+            if may_begin {
                 self.seek_auditor(now);
+            }
+            if self.polled.is_empty() {
                 self.give_up_if_stuck(now);
             }
         }
