@@ -96,7 +96,12 @@ pub enum Report {
     Lost {
         index: u32,
     },
+    /// A member gave wrong bytes, or has lost what it announced.
     Refused {
+        handle: Handle,
+    },
+    /// A member gives nothing.
+    Silent {
         handle: Handle,
     },
     /// All of a small blob, for whoever comes next.
@@ -293,6 +298,7 @@ fn report_from_wire(report: wire::Report, sender: &str, count: u32) -> Result<Re
         Wire::Whole(_) => Report::Whole,
         Wire::Lost(index) => Report::Lost { index: index_below(count, index)? },
         Wire::Refused(handle) => Report::Refused { handle },
+        Wire::Silent(handle) => Report::Silent { handle },
         Wire::Content(bytes) => Report::Content(content(bytes)?),
     })
 }
@@ -341,6 +347,7 @@ fn report_to_wire(report: &Report, sender: &str) -> wire::Report {
         Report::Whole => Wire::Whole(wire::Whole {}),
         Report::Lost { index } => Wire::Lost(*index),
         Report::Refused { handle } => Wire::Refused(*handle),
+        Report::Silent { handle } => Wire::Silent(*handle),
         Report::Content(bytes) => Wire::Content(bytes.to_vec()),
     };
     wire::Report { report: Some(report) }
@@ -459,6 +466,7 @@ mod tests {
             Report::Whole,
             Report::Lost { index: 0 },
             Report::Refused { handle: 7 },
+            Report::Silent { handle: 8 },
             Report::Content(Bytes::from_static(b"small")),
         ];
         let messages = reports_to_wire(&reports, "node-1");

@@ -177,6 +177,23 @@ fn who_has_the_blob_is_heard_late_rather_than_not_at_all() {
 }
 
 #[test]
+fn who_alone_has_the_blob_is_waited_for_when_the_origin_is_gone() {
+    for seed in SEEDS {
+        let mut plan = Plan::cold(seed, 4, 20).seeded(3);
+        // Long enough to be taken for silent by everybody.
+        plan.nodes[3].fault = Fault::Wakes(plan.at(7.0));
+        let later = Failure::Later { retry_after: std::time::Duration::ZERO };
+        plan.origin_failure = Some((0, later, "origin_unreachable"));
+        assert_eq!(run(plan).finished(), 4);
+    }
+    let mut plan = Plan::cold(1, 4, 20).seeded(3).fault(3, Fault::Stalls(0));
+    plan.origin_failure =
+        Some((0, Failure::Later { retry_after: std::time::Duration::ZERO }, "origin_unreachable"));
+    let sim = run(plan);
+    assert!((0..3).all(|number| sim.failure(number) == Some("origin_unreachable")), "nobody waits for ever");
+}
+
+#[test]
 fn a_slow_origin_is_the_only_limit() {
     let sim = run(Plan::cold(1, CROWD, 40).origin_link(0.25));
     assert!(sim.makespan() < 1.1, "{}", sim.makespan());

@@ -209,7 +209,7 @@ impl Exchange {
 
     pub(super) fn is_with_somebody(&self, index: u32, now: Instant) -> bool {
         let given = |peer: &Peer| {
-            peer.holds(index) && (peer.is_hopeful() || peer.is_usable(now)) && self.may_give(peer, index)
+            peer.holds(index) && (peer.is_last_hope() || peer.is_usable(now)) && self.may_give(peer, index)
         };
         self.peers.values().any(given)
     }

@@ -9,8 +9,11 @@ use crate::{
     swarm::message::{Handle, Name, Report},
 };
 
-/// Wrong pieces, or failures in a row, after which a peer is out.
+/// Wrong pieces after which a peer is out, and failures in a row after which it counts as silent.
 const STRIKES_MAX: u32 = 3;
+/// Failures in a row after which it is not waited for, where what it holds is with nobody else and not at the origin: a
+/// node that is short of CPU, or shares a slow link, has been silent for ten seconds by then.
+const PATIENCE: u32 = 2 * STRIKES_MAX;
 /// A peer without a free slot is asked again after this: a third of what a piece takes at 100 Mbit/s.
 const BUSY_PAUSE: Duration = Duration::from_millis(30);
 /// The pause after a failed request; it doubles.
@@ -43,9 +46,34 @@ impl Peer {
         self.handle.is_some() && self.wrong < STRIKES_MAX && !paused
     }
 
-    /// Whether it is worth waiting for.
+    /// Whether it gives.
     pub(super) fn is_hopeful(&self) -> bool {
         self.handle.is_some() && self.wrong < STRIKES_MAX && self.failures < STRIKES_MAX
+    }
+
+    /// Whether it is worth waiting for when there is nobody else.
+    pub(super) fn is_last_hope(&self) -> bool {
+        self.handle.is_some() && self.wrong < STRIKES_MAX && self.failures < PATIENCE
+    }
+
+    /// One failure more, a pause, and what the tracker is to hear of it. Of requests that fail together one counts.
+    fn fails(&mut self, now: Instant, pause: impl FnOnce(u32) -> Duration) -> Option<Action> {
+        if self.pause_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.failures += 1;
+        self.pause_until = Some(now + pause(self.failures));
+        let is_silent = self.wrong < STRIKES_MAX && self.failures.is_multiple_of(STRIKES_MAX);
+        let handle = self.handle.filter(|_| is_silent)?;
+        Some(Action::Tell(Report::Silent { handle }))
+    }
+
+    /// It is out, and what the tracker is to hear of it.
+    fn strike(&mut self, strikes: u32) -> Option<Action> {
+        let was_out = self.wrong >= STRIKES_MAX;
+        self.wrong += strikes;
+        let handle = self.handle.filter(|_| !was_out && self.wrong >= STRIKES_MAX)?;
+        Some(Action::Tell(Report::Refused { handle }))
     }
 
     pub(super) fn holds(&self, index: u32) -> bool {
@@ -138,58 +166,48 @@ impl Exchange {
     pub(super) fn peer_answered(&mut self, name: &str, index: u32, outcome: Fetched, now: Instant) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.requests = peer.requests.saturating_sub(1);
-        let was_hopeful = peer.is_hopeful();
-        match outcome {
+        let told = match outcome {
             Fetched::Good(_) => {
                 peer.good_at = Some(now);
                 peer.failures = 0;
                 peer.pause_until = None;
+                None
             }
-            Fetched::Busy => peer.pause_until = Some(now + BUSY_PAUSE),
-            Fetched::Wrong => peer.wrong += 1,
+            Fetched::Busy => {
+                // A longer pause stands.
+                peer.pause_until = peer.pause_until.max(Some(now + BUSY_PAUSE));
+                None
+            }
+            Fetched::Wrong => peer.strike(1),
             // A whole member without a piece has lost the blob.
-            Fetched::Absent if peer.whole => peer.wrong = STRIKES_MAX,
+            Fetched::Absent if peer.whole => peer.strike(STRIKES_MAX),
             // It has taken it back, or never had it.
             Fetched::Absent => {
                 peer.loses(index, &mut self.holders);
-                peer.failures += 1;
+                peer.fails(now, |_| Duration::ZERO)
             }
-            Fetched::Failed => {
-                peer.failures += 1;
-                let pause = FAILURE_PAUSE * 2_u32.pow(peer.failures.min(STRIKES_MAX));
-                let out = peer.failures >= STRIKES_MAX;
-                peer.pause_until = Some(now + if out { OUT_FOR } else { pause });
-            }
-        }
-        if was_hopeful && !peer.is_hopeful() {
-            let refused = peer.handle.map(|handle| Action::Tell(Report::Refused { handle }));
-            self.actions.extend(refused);
-        }
+            Fetched::Failed => peer.fails(now, |failures| match failures {
+                STRIKES_MAX.. => OUT_FOR,
+                few => FAILURE_PAUSE * 2_u32.pow(few),
+            }),
+        };
+        self.actions.extend(told);
     }
 
     /// Half a second without a byte is a failure like others: what only this peer has must come from
     /// elsewhere before its requests time out.
     pub(super) fn peer_is_slow(&mut self, name: &str, now: Instant) {
         let Some(peer) = self.peers.get_mut(name) else { return };
-        let was_hopeful = peer.is_hopeful();
-        // Requests that wait behind others on a full link, or that are slow together, say no more than one.
-        let is_sending = peer.good_at.is_some_and(|at| now.duration_since(at) < SLOW_PAUSE);
-        if is_sending || peer.pause_until.is_some_and(|until| now < until) {
-            return;
+        // Requests that wait behind others on a full link say nothing.
+        if peer.good_at.is_none_or(|at| now.duration_since(at) >= SLOW_PAUSE) {
+            self.actions.extend(peer.fails(now, |_| SLOW_PAUSE));
         }
-        peer.failures += 1;
-        peer.pause_until = Some(now + SLOW_PAUSE);
-        let refused = peer.handle.filter(|_| was_hopeful && !peer.is_hopeful());
-        self.actions.extend(refused.map(|handle| Action::Tell(Report::Refused { handle })));
     }
 
     /// The peer is out of this swarm for good.
     pub(super) fn strike_out(&mut self, name: &Name) {
         if let Some(peer) = self.peers.get_mut(name) {
-            let was_hopeful = peer.is_hopeful();
-            peer.wrong = STRIKES_MAX;
-            let refused = peer.handle.filter(|_| was_hopeful);
-            self.actions.extend(refused.map(|handle| Action::Tell(Report::Refused { handle })));
+            self.actions.extend(peer.strike(STRIKES_MAX));
         }
     }
 }

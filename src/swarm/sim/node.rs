@@ -109,7 +109,16 @@ impl Node {
 
     /// Whether it does nothing any more although it lives.
     pub(super) fn is_frozen(&self, tick: u64) -> bool {
-        matches!(self.fault, Fault::Stalls(at) if tick >= at)
+        match self.fault {
+            Fault::Stalls(at) => tick >= at,
+            Fault::Wakes(at) => tick < at,
+            Fault::None
+            | Fault::Leech
+            | Fault::CorruptRelay
+            | Fault::LyingReader
+            | Fault::Slow(_)
+            | Fault::Dies(_) => false,
+        }
     }
 
     /// Whether nobody waits for it to finish.
@@ -126,6 +135,7 @@ impl Node {
             | Fault::CorruptRelay
             | Fault::LyingReader
             | Fault::Stalls(_)
+            | Fault::Wakes(_)
             | Fault::Dies(_) => 1.0,
         }
     }

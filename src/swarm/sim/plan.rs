@@ -14,6 +14,8 @@ pub(in crate::swarm) enum Fault {
     LyingReader,
     /// Sends nothing from this tick on, but lives.
     Stalls(u64),
+    /// Sends nothing before this tick.
+    Wakes(u64),
     /// Is gone at this tick.
     Dies(u64),
     /// Takes and never gives, as its role says.

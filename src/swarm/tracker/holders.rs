@@ -14,8 +14,8 @@ impl Swarm {
         self.polled.remove(&puller.member.name);
         self.release_all(handle);
         self.release_imports(handle);
-        for index in puller.have.iter() {
-            self.less_one_holder(puller.zone, index);
+        if !puller.silent {
+            puller.have.iter().for_each(|index| self.less_one_holder(puller.zone, index));
         }
         self.zone_shrinks(puller.zone);
         self.audit.left(handle);
@@ -119,6 +119,9 @@ impl Swarm {
         puller.whole = false;
         puller.taken.remove(&index);
         let zone = puller.zone;
+        if puller.silent {
+            return self.discredit(handle);
+        }
         if puller.have.remove(index) {
             self.less_one_holder(zone, index);
             self.tell_fresh();
@@ -126,32 +129,56 @@ impl Swarm {
         }
     }
 
-    /// `by` got wrong bytes or none from `handle`, three times.
+    /// `by` got wrong bytes from `handle` three times, or it has lost what it announced.
     pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
         let Some(puller) = self.members.get_mut(&handle) else { return };
         puller.refused_by.insert(by);
-        self.judge_refused(handle);
+        self.judge(handle);
+    }
+
+    /// `by` got nothing from `handle`, three times.
+    pub(super) fn unheard(&mut self, by: Handle, handle: Handle) {
+        let Some(puller) = self.members.get_mut(&handle) else { return };
+        puller.unheard_by.insert(by);
+        self.judge(handle);
     }
 
     /// Of a crowd that has become small one word counts that did not before.
     pub(super) fn reconsider_refused(&mut self) {
-        let refused = self.members.iter().filter(|(_, puller)| !puller.refused_by.is_empty());
-        for handle in refused.map(|(&handle, _)| handle).collect::<Vec<_>>() {
-            self.judge_refused(handle);
+        let accused = |p: &Puller| !p.refused_by.is_empty() || !(p.silent || p.unheard_by.is_empty());
+        let accused = self.members.iter().filter(|(_, puller)| accused(puller));
+        for handle in accused.map(|(&handle, _)| handle).collect::<Vec<_>>() {
+            self.judge(handle);
         }
     }
 
-    fn judge_refused(&mut self, handle: Handle) {
+    fn judge(&mut self, handle: Handle) {
         let unfinished =
             |other: &Handle| *other != handle && self.members.get(other).is_some_and(|p| !p.whole);
         let needed = REFUSERS.min(self.members.keys().filter(|other| unfinished(other)).count());
         let puller = &self.members[&handle];
         // Whoever is done or gone needs it no more.
         let refusers = puller.refused_by.iter().filter(|by| unfinished(by)).count();
+        let both = puller.refused_by.union(&puller.unheard_by).filter(|by| unfinished(by)).count();
+        let name = &puller.member.name;
         if refusers > 0 && refusers >= needed {
-            tracing::warn!(member = %puller.member.name, "swarm: discredited, it served wrong bytes or none");
+            tracing::warn!(member = %name, "swarm: discredited, it served wrong bytes");
             self.discredit(handle);
+        } else if both > 0 && both >= needed && !puller.silent {
+            tracing::warn!(member = %name, "swarm: what it has counts no more, it gives nothing");
+            match puller.whole {
+                true => self.silence(handle),
+                false => self.discredit(handle),
+            }
         }
+    }
+
+    /// What it has is read from the origin, if that gives it. It is no liar: whoever needs it may still ask it.
+    fn silence(&mut self, handle: Handle) {
+        let puller = self.puller(handle);
+        puller.silent = true;
+        let (zone, had): (ZoneId, Vec<u32>) = (puller.zone, puller.have.iter().collect());
+        had.into_iter().for_each(|index| self.less_one_holder(zone, index));
     }
 
     /// The member is put out and not taken back. What it vouched for and others hold stays, unless the origin

@@ -7,7 +7,7 @@
 //! *free* (nobody holds it, nobody reads it), *leased* (one reader fetches it from the origin), *held* (by one
 //! member or more, under the statement of whoever vouched for it first). A member that leaves, or is
 //! discredited, no longer holds; a piece without a holder is free again and its statement forgotten. What a leech
-//! has is with nobody, since nobody gets it from there.
+//! has is with nobody, since nobody gets it from there; nor does it count what a whole member has that gives nothing.
 //!
 //! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
 //! a discredited name is no member and no voucher.
@@ -128,7 +128,11 @@ struct Puller {
     last_stall: Option<Instant>,
     unclosed: bool,
     told_failed: bool,
+    /// Who says that it gave wrong bytes, and who that it gives none.
     refused_by: BTreeSet<Handle>,
+    unheard_by: BTreeSet<Handle>,
+    /// It is whole and gives nothing: what it has counts as with nobody. Others may still ask it.
+    silent: bool,
     heard_at: Instant,
 }
 
@@ -246,6 +250,7 @@ impl Swarm {
             Report::Whole => self.whole(handle),
             Report::Lost { index } => self.lost(handle, index),
             Report::Refused { handle: other } => self.refused(handle, other),
+            Report::Silent { handle: other } => self.unheard(handle, other),
             Report::Content(bytes) => self.learn(bytes),
         }
     }
@@ -388,6 +393,8 @@ impl Swarm {
             unclosed: false,
             told_failed: false,
             refused_by: BTreeSet::new(),
+            unheard_by: BTreeSet::new(),
+            silent: false,
             heard_at: now,
         };
         self.members.insert(handle, puller);

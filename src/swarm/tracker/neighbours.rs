@@ -94,7 +94,10 @@ impl Swarm {
     /// An importer hears of some who have what it is to import.
     pub(super) fn introduce_holders(&mut self, importer: Handle, run: &Run) {
         for index in run.clone() {
-            let holds = |handle: &Handle| self.members[handle].have.contains(index);
+            let holds = |handle: &Handle| {
+                let puller = &self.members[handle];
+                !puller.silent && puller.have.contains(index)
+            };
             let known = self.members[&importer].hears.iter().filter(|handle| holds(handle)).count();
             let more: Vec<Handle> = self
                 .members
