@@ -11,6 +11,8 @@ use crate::{
         containerd::Programs,
         image::{Blob, Compression, Layer, Published},
         node::Node,
+        process::output,
+        registry::Registry,
         samples,
         story::on_every_containerd,
     },
@@ -20,6 +22,7 @@ use crate::{
 on_every_containerd!(
     layers_that_are_not_ours_are_declined,
     layers_that_containerd_cannot_read_either_are_declined,
+    an_image_of_schema_1_is_left_to_containerd,
     a_config_beyond_all_measure_is_declined,
     an_image_that_lies_fails_as_without_us,
     a_disk_of_its_own_is_copied_to_and_that_is_said,
@@ -57,6 +60,38 @@ fn layers_that_are_not_ours_are_declined(lab: &Lab, containerd: Programs) {
     }
     let ls = Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/ls", "/noise"]);
     assert_eq!(ls.lines().count(), 2);
+}
+
+/// Schema 1 has no list of diff IDs, so there is nothing to fold: 1.6 and 1.7 fetch and convert it, 2.x refuse it.
+fn an_image_of_schema_1_is_left_to_containerd(lab: &Lab, containerd: Programs) {
+    let image = samples::small(lab.images(), "odd/new:v1").unwrap();
+    let root = lab.dir().join("old-blobs").display().to_string();
+    let registry = Registry::start_old(&root, lab.dir().join("old-registry")).unwrap();
+    lab.trust_plain_http(registry.host()).unwrap();
+    let name = registry.name("odd/old:v1");
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "--src-tls-verify=false", "--dest-tls-verify=false", "--format", "v2s1"]);
+    skopeo.args([format!("docker://{}", lab.name("odd/new:v1")), format!("docker://{name}")]);
+    output(skopeo).unwrap();
+
+    let without = lab.node(&containerd).stock().start().unwrap().pull(&name);
+    let node = lab.node(&containerd).alone().start().unwrap();
+    match node.pull(&name) {
+        Ok(_) => {
+            without.unwrap();
+            let ran = node.run(&name, &["/bin/cat", "/etc/lab"]).unwrap();
+            assert_eq!((ran.exit_code, ran.output.as_str()), (0, "a small image\n"));
+            let metrics = node.daemon().unwrap().metrics().unwrap();
+            let left = metrics.sum("flotilla_layers_total", &["outcome=\"declined\"", "reason=\"no_image\""]);
+            assert_eq!(left, image.layers.len() as f64, "{}", metrics.page());
+        }
+        Err(error) => {
+            let refused = |error: String| error.contains("schema 1 image manifests are no longer supported");
+            assert!(refused(without.unwrap_err().to_string()) && refused(error.to_string()), "{error}");
+        }
+    }
+    let requests = registry.requests();
+    assert!(requests.iter().all(|request| !request.user_agent.starts_with("flotilla/")), "{requests:?}");
 }
 
 /// Of such a layer not a byte is asked for; of the others all that is missing.

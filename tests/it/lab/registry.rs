@@ -38,12 +38,21 @@ impl Registry {
     /// Serves the folder `root`, which `image::Images` fills; its logs and settings go to `dir`. Where a
     /// namespace is given it listens on port 5000 there, else on loopback with any port.
     pub(crate) fn start(root: &str, dir: PathBuf, namespace: Option<&Namespace>) -> Result<Registry> {
+        Self::start_with(root, dir, namespace, "")
+    }
+
+    /// And one that still takes and gives manifests of schema 1.
+    pub(crate) fn start_old(root: &str, dir: PathBuf) -> Result<Registry> {
+        Self::start_with(root, dir, None, "compatibility: {schema1: {enabled: true}}\n")
+    }
+
+    fn start_with(root: &str, dir: PathBuf, namespace: Option<&Namespace>, more: &str) -> Result<Registry> {
         let listen = namespace.map_or("127.0.0.1:0".to_owned(), |n| format!("{}:5000", n.address()));
         let config = format!(
             "version: 0.1\n\
              log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {root}, maxthreads: 200}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '{listen}', secret: lab}}\n"
+             http: {{addr: '{listen}', secret: lab}}\n{more}"
         );
         fs::create_dir_all(&dir)
             .and_then(|()| fs::create_dir_all(root))

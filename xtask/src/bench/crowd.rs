@@ -102,7 +102,7 @@ impl Bench {
         let plan = |way| Plan { way, scenario, image: &image, nodes, programs: &self.programs };
         let rounds =
             (0..self.rounds).map(|_| round::run(&plan(Way::Flotilla))).collect::<Result<Vec<Round>>>()?;
-        let direct = self.direct(scenario, &image, nodes)?;
+        let direct = self.direct(scenario, &image, scenario.pulling(nodes))?;
         let about = report::About { scenario, image: &image, nodes, rounds: &rounds, direct };
         println!("{}", about.line());
         let mut row = about.row();

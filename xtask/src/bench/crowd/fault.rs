@@ -18,6 +18,8 @@ pub enum Fault {
     TrackerKilled,
     /// A tenth of the members is killed.
     KilledTenth,
+    /// The machines of all but the first are gone in the moment before it pulls.
+    OthersDead,
 }
 
 /// What a node is in it.
@@ -46,7 +48,11 @@ impl Fault {
     /// When it strikes after the release, as a share of the bound; `None` where it is there from the beginning.
     pub fn strikes_at(self) -> Option<f64> {
         match self {
-            Fault::None | Fault::CorruptRelay | Fault::CorruptOriginReader | Fault::RottenStore => None,
+            Fault::None
+            | Fault::CorruptRelay
+            | Fault::CorruptOriginReader
+            | Fault::RottenStore
+            | Fault::OthersDead => None,
             Fault::OriginKilled => Some(ORIGIN_KILLED_AT),
             Fault::StalledPeer | Fault::TrackerKilled | Fault::KilledTenth => Some(MEMBERS_STRUCK_AT),
         }
@@ -63,6 +69,7 @@ impl Fault {
             Fault::StalledPeer => (Part::Stopped, but_the_tracker().take(1).collect()),
             Fault::TrackerKilled => (Part::Killed, vec![tracker]),
             Fault::KilledTenth => (Part::Killed, but_the_tracker().take(tenth(nodes)).collect()),
+            Fault::OthersDead => (Part::Killed, (1..nodes).collect()),
         };
         (0..nodes).map(|node| if struck.contains(&node) { part } else { Part::Sound }).collect()
     }
@@ -98,6 +105,7 @@ mod tests {
         assert_eq!(struck(Fault::KilledTenth, 8, 3), [7]);
         assert_eq!(struck(Fault::KilledTenth, 16, 15), [13, 14]);
         assert_eq!(struck(Fault::StalledPeer, 3, 2), [1]);
+        assert_eq!(struck(Fault::OthersDead, 4, 0), [1, 2, 3]);
         assert!(struck(Fault::OriginKilled, 8, 0).is_empty());
     }
 }

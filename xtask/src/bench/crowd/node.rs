@@ -179,6 +179,11 @@ impl Member {
         self.daemon.as_mut()?.process().ok()
     }
 
+    /// Its machine is gone: nothing comes from it any more, no refusal either.
+    pub fn disconnect(&self) -> Result<()> {
+        self.network.connected(false)
+    }
+
     /// Has the image before the crowd comes.
     pub fn have(&self, image: &str) -> Result<()> {
         let daemon = self.daemon.as_ref().ok_or("no daemon that keeps anything")?;

@@ -201,6 +201,9 @@ impl Crowd {
         }
         for member in &mut self.members {
             let part = member.part;
+            if fault == Fault::OthersDead && part == Part::Killed {
+                member.disconnect()?;
+            }
             let Some(process) = member.process() else { continue };
             match part {
                 Part::Killed => drop(process.kill()?),

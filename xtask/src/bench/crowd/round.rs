@@ -56,9 +56,12 @@ pub fn run(plan: &Plan) -> Result<Round> {
         }
     }
     let before = Counted::now(plan, &mut crowd)?;
-    let clients =
-        crowd.members.iter().map(|member| Waiting::start(&member.name, member.client(&crowd.image)));
+    let pulling = crowd.members.iter().take(plan.scenario.pulling(plan.nodes).into());
+    let clients = pulling.map(|member| Waiting::start(&member.name, member.client(&crowd.image)));
     let waiting = clients.collect::<Result<Vec<Waiting>>>()?;
+    if plan.scenario.fault == Fault::OthersDead && plan.way == Way::Flotilla {
+        crowd.strike(Fault::OthersDead)?;
+    }
     let (load_before, busy_before) = (machine::load(), Processors::now());
 
     let pulled = Pulling::default().pull(plan, &mut crowd, waiting)?;

@@ -89,7 +89,7 @@ const COLD: Scenario = Scenario {
 };
 
 /// All scenarios, in the order of the table.
-pub const ALL: [Scenario; 19] = [
+pub const ALL: [Scenario; 20] = [
     COLD,
     Scenario { name: "cold-4", shape: Shape::Four, ..COLD },
     Scenario { name: "rolling", release: Release::Rolling, ..COLD },
@@ -104,6 +104,7 @@ pub const ALL: [Scenario; 19] = [
     Scenario { name: "stalled-peer", fault: Fault::StalledPeer, ..COLD },
     Scenario { name: "tracker-killed", fault: Fault::TrackerKilled, ..COLD },
     Scenario { name: "killed-10", fault: Fault::KilledTenth, ..COLD },
+    Scenario { name: "others-dead", fault: Fault::OthersDead, ..COLD },
     Scenario { name: "alone", nodes: Some(1), ..COLD },
     Scenario { name: "alone-unshaped", links: Links::Unshaped, nodes: Some(1), ..COLD },
     Scenario { name: "tiny", shape: Shape::Tiny, nodes: Some(1), ..COLD },
@@ -112,9 +113,14 @@ pub const ALL: [Scenario; 19] = [
 ];
 
 impl Scenario {
+    /// How many of the nodes pull.
+    pub fn pulling(&self, nodes: u8) -> u8 {
+        if self.fault == Fault::OthersDead { 1 } else { nodes }
+    }
+
     /// The nodes that go together, the first wave first.
     pub fn waves(&self, nodes: u8) -> Vec<Vec<usize>> {
-        let all: Vec<usize> = (0..usize::from(nodes)).collect();
+        let all: Vec<usize> = (0..usize::from(self.pulling(nodes))).collect();
         let wave = match self.release {
             Release::Together => all.len(),
             Release::Rolling => all.len().div_ceil(5),
@@ -147,7 +153,7 @@ impl Scenario {
 
     /// What pieces cost beyond the bound: `floor(log2 N)` of them, each sent over one link.
     pub fn optimum_s(&self, image: &Image, nodes: u8) -> Option<f64> {
-        let doublings = f64::from(nodes.max(1).ilog2());
+        let doublings = f64::from(self.pulling(nodes).max(1).ilog2());
         let piece = bytes(image)
             / image.rate.bytes_per_s()
             / count(usize::try_from(image.pieces()).unwrap_or(usize::MAX));
