@@ -16,6 +16,8 @@ pub(super) enum Form {
     Paths,
     /// A text, or a list of them.
     Texts,
+    /// `"host:port"` or `"dns:name:port"`, or a list of them.
+    Members,
     /// A list of entries such as `"mon-fri 08:00-18:00 upload=50MiB"`.
     Schedule,
     /// `"5s"`, `"168h"`.
@@ -42,6 +44,7 @@ impl Form {
             Self::Path => "an absolute path".into(),
             Self::Paths => "an absolute path or a list of them".into(),
             Self::Texts => "a text or a list of texts".into(),
+            Self::Members => "\"host:port\" or \"dns:name:port\", or a list of them".into(),
             Self::Schedule => {
                 "a list of entries such as \"mon-fri 08:00-18:00 upload=50MiB origin=unlimited\"".into()
             }
@@ -167,7 +170,7 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "host:port that others are told; the address of the route to them",
     ),
-    key("mesh", "members", Form::Texts, Some("[]"), "\"host:port\" or \"dns:name:port\" of some members"),
+    key("mesh", "members", Form::Members, Some("[]"), "\"host:port\" or \"dns:name:port\" of some members"),
     key(
         "mesh",
         "ca",

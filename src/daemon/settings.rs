@@ -15,6 +15,7 @@ use super::{
     rates::{ENTRIES_MAX, Entry},
     schema::{Form, KEYS, Key, nearest},
 };
+use crate::mesh::Seed;
 
 /// The file that is read where none is named.
 pub const DEFAULT_FILE: &str = "/etc/flotilla/config.toml";
@@ -303,6 +304,7 @@ fn fits(form: Form, value: &Value) -> bool {
         Form::Paths => list_of(|text| Path::new(text).is_absolute()),
         Form::Schedule => value.as_array().is_some_and(|array| array.iter().all(Value::is_str)),
         Form::Texts => list_of(|text| !text.is_empty()),
+        Form::Members => list_of(|text| text.parse::<Seed>().is_ok()),
         Form::Duration => text.is_some_and(|text| humantime::parse_duration(text).is_ok()),
         Form::Size => size_of(value).is_some(),
         Form::Share => size_of(value).is_some() || text.and_then(percent_of).is_some(),
@@ -388,6 +390,7 @@ mod tests {
             ),
             ("[admin]\nlisten = 80", "an address and port such as \"127.0.0.1:7440\", not 80"),
             ("[registry]\norigin_concurrency = 0", "a whole number from 1 on, not 0"),
+            ("[mesh]\nmembers = [\"10.0.0.2\"]", "or a list of them, not [\"10.0.0.2\"]"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(wants) && error.contains(":2:"), "{error}");

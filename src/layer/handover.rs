@@ -23,6 +23,8 @@ use super::{
     make::{Content, Job},
 };
 
+/// How often a daemon that stops looks whether all holds have ended, which they do by themselves.
+const LET_GO_EVERY: Duration = Duration::from_millis(10);
 /// How long a lease of ours keeps a handed-over layer of an image that discards its layers: a generous hour for
 /// containerd to unpack it; released as soon as the extract key is gone.
 const LEASE_FOR: Duration = Duration::from_secs(3600);
@@ -189,7 +191,13 @@ impl Layers {
 
     /// Counts the layers whose hold ended before their blob was there: containerd fetches those by itself.
     pub async fn watch_holds(self: Arc<Self>, mut endings: mpsc::Receiver<Ended>) {
-        while let Some(ended) = endings.recv().await {
+        loop {
+            let ended = tokio::select! {
+                biased;
+                ended = endings.recv() => ended,
+                () = self.has_let_go() => None,
+            };
+            let Some(ended) = ended else { return };
             let reason = ended.end.reason();
             // A layer that containerd has not asked for yet is counted when it does.
             if ended.end.declines() && self.is_awaited(&ended) {
@@ -205,6 +213,14 @@ impl Layers {
             } else {
                 tracing::debug!(layer = %ended.digest, reason, held_for = ?ended.held_for, "hold ended");
             }
+        }
+    }
+
+    /// The daemon stops, and no ref is held any more.
+    async fn has_let_go(&self) {
+        self.parts.stop.cancelled().await;
+        while !self.parts.holder.is_empty() {
+            tokio::time::sleep(LET_GO_EVERY).await;
         }
     }
 

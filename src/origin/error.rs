@@ -53,6 +53,10 @@ pub enum OriginError {
     NotARegistry { at: String },
     #[error("{at}: redirect refused")]
     Redirects { at: String, source: super::redirect::RedirectError },
+    #[error(
+        "{at}: it does not speak TLS; a registry that is to be read in the clear is named by `plain_http` in [registry], or by `http://` in its hosts.toml"
+    )]
+    NoTls { at: String, source: Cause },
     #[error("{at}: TLS failed; a private CA belongs into the `ca` of this host's hosts.toml")]
     Tls { at: String, source: Cause },
     #[error("{at}: {what}")]
@@ -165,7 +169,7 @@ impl OriginError {
             Self::WrongDigest { .. } => "origin_wrong_digest",
             Self::NotARegistry { .. } => "origin_html",
             Self::Redirects { .. } => "origin_redirects",
-            Self::Tls { .. } => "origin_tls",
+            Self::NoTls { .. } | Self::Tls { .. } => "origin_tls",
             Self::Answer { .. } => "origin_answer",
             Self::TooLarge { .. } => "origin_too_large",
         }
@@ -246,6 +250,7 @@ impl OriginError {
             | Self::WrongDigest { .. }
             | Self::NotARegistry { .. }
             | Self::Redirects { .. }
+            | Self::NoTls { .. }
             | Self::Tls { .. }
             | Self::Answer { .. }
             | Self::TooLarge { .. } => true,
@@ -272,6 +277,7 @@ impl OriginError {
             | Self::WrongDigest { .. }
             | Self::NotARegistry { .. }
             | Self::Redirects { .. }
+            | Self::NoTls { .. }
             | Self::Tls { .. }
             | Self::Answer { .. }
             | Self::TooLarge { .. } => true,
@@ -297,6 +303,7 @@ impl OriginError {
             | Self::WrongDigest { .. }
             | Self::NotARegistry { .. }
             | Self::Redirects { .. }
+            | Self::NoTls { .. }
             | Self::Tls { .. }
             | Self::Answer { .. }
             | Self::TooLarge { .. } => None,

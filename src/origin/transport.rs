@@ -41,6 +41,7 @@ pub(super) async fn send(
     match timeout(patience.answer, client.request(request)).await {
         Err(_) => Err(OriginError::Stalled { at: at(), after: patience.answer }),
         Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) if is_clear(&error) => Err(OriginError::NoTls { at: at(), source: error.into() }),
         Ok(Err(error)) if is_tls(&error) => Err(OriginError::Tls { at: at(), source: error.into() }),
         Ok(Err(error)) if error.is_connect() => Err(OriginError::Connect { at: at(), source: error.into() }),
         Ok(Err(error)) => Err(OriginError::Broken { at: at(), source: error.into() }),
@@ -50,6 +51,15 @@ pub(super) async fn send(
 /// Whether rustls refused the other side somewhere below.
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// Whether the other side answered a TLS greeting with something else, as a plain HTTP server does.
+fn is_clear(error: &(dyn Error + 'static)) -> bool {
+    let nonsense = |cause: &(dyn Error + 'static)| {
+        let content_type = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        cause.downcast_ref::<rustls::Error>().is_some_and(|error| *error == content_type)
+    };
+    causes(error).any(nonsense)
 }
 
 /// Whether it was a connection that nobody answered, as when packets are dropped on the way.

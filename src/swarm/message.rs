@@ -96,11 +96,11 @@ pub enum Report {
     Lost {
         index: u32,
     },
-    /// A member gave wrong bytes, or has lost what it announced.
+    /// A member gave wrong bytes.
     Refused {
         handle: Handle,
     },
-    /// A member gives nothing.
+    /// A member gives nothing, or has nothing any more.
     Silent {
         handle: Handle,
     },

@@ -392,6 +392,9 @@ fn install_says_what_it_misses() {
     let install = ["install", "--containerd", "--containerd-config", &config];
     let of_version = |version| [&install[..], &["--containerd-version", version]].concat();
     fails_with(&flotilla(dir.path(), "", &of_version("1.5.9")), &["1.5.9", "1.6"]);
+    let nowhere =
+        ["install", "--containerd", "--containerd-version", "2.1.4", "--containerd-config", "/no/where.toml"];
+    fails_with(&flotilla(dir.path(), "", &nowhere), &["/no/where.toml", "no such folder"]);
     fs::write(&config, "version = 2\n[broken").unwrap();
     fails_with(&flotilla(dir.path(), "", &of_version("2.1.4")), &[&config]);
     assert_eq!(fs::read_to_string(&config).unwrap(), "version = 2\n[broken");

@@ -21,11 +21,22 @@ on_every_containerd!(
     containerd_ends_in_the_middle_of_a_pull,
     flotilla_ends_in_the_middle_of_a_pull,
     containerd_starts_without_flotilla,
+    an_idle_daemon_ends_at_once,
 );
 
 #[test]
 fn a_daemon_that_was_killed_resumes_what_it_had() {
     tell("1.6", what_was_there_is_resumed);
+}
+
+/// A stop that waits for what never ends costs every restart the ten seconds that it is given.
+fn an_idle_daemon_ends_at_once(lab: &Lab, containerd: Programs) {
+    samples::small(lab.images(), "demo/small:v1").unwrap();
+    let mut node = lab.node(&containerd).alone().start().unwrap();
+    node.pull(&lab.name("demo/small:v1")).unwrap();
+    node.flotilla().stop().unwrap();
+    let log = fs::read_to_string(node.flotilla().log()).unwrap();
+    assert!(!log.contains("stopped with tasks under way"), "{log}");
 }
 
 /// How somebody ends.

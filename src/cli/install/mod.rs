@@ -114,6 +114,13 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
             None => installed_version()?,
         };
         version.check()?;
+        let config = &args.targets.containerd_config;
+        let has_folder = config.parent().is_some_and(Path::is_dir);
+        anyhow::ensure!(
+            has_folder || config == Path::new(CONTAINERD_CONFIG),
+            "{}: there is no such folder, so no containerd reads this file",
+            config.display()
+        );
         let node = containerd::Node {
             version,
             socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),

@@ -315,6 +315,31 @@ async fn a_tracker_that_dies_is_replaced() {
     crowd.down().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_blob_no_more_is_no_liar() {
+    let len = 3 << 20;
+    let crowd = Crowd::new(2, len, true).await;
+    let digest = &crowd.want.digest;
+    let tracker = crowd.nodes[0].mesh.rank(digest)[0].name.clone();
+    let (first, second): (Vec<_>, Vec<_>) =
+        crowd.nodes.iter().partition(|node| node.mesh.me().name == tracker);
+    let (tracker, other) = (first[0], second[0]);
+    let pulled = async |node: &Node| {
+        let pull = node.pulls.start(crowd.want.clone());
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+        pull.status().bytes
+    };
+    pulled(other).await;
+    pulled(tracker).await;
+    // Nobody has it any more, and the swarm remembers both.
+    for node in [tracker, other] {
+        assert!(node.store.remove(digest) && !node.store.holds(digest));
+    }
+    assert_eq!(pulled(tracker).await.origin, len as u64);
+    assert_eq!(pulled(other).await.peer, len as u64, "it is taken back");
+    crowd.down().await;
+}
+
 impl Crowd {
     /// The containerd of a node has these bytes under the name of the blob.
     fn containerd_has(&self, number: usize, bytes: &[u8]) {

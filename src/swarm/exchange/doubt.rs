@@ -184,16 +184,12 @@ impl Exchange {
     }
 
     /// The chain could not be fetched from this peer. Busy is one that still reads a blob that it has offered: it is
-    /// asked again, others meanwhile. One without a chain has lost the blob that it was said to have.
+    /// asked again, others meanwhile. One without a chain has lost the blob.
     pub fn chain_failed(&mut self, peer: &Member, why: Fetched, now: Instant) {
         if self.chain == ChainState::Asked {
             self.chain = ChainState::Unknown;
             if let Some(peer) = self.peers.get_mut(&peer.name) {
                 peer.requests += 1;
-            }
-            match why {
-                Fetched::Absent => self.strike_out(&peer.name),
-                Fetched::Good(_) | Fetched::Wrong | Fetched::Busy | Fetched::Failed => {}
             }
             self.peer_answered(&peer.name, 0, why, now);
         }

@@ -68,6 +68,14 @@ impl Peer {
         Some(Action::Tell(Report::Silent { handle }))
     }
 
+    /// It was said to be whole and has nothing: containerd dropped the blob, or room was made. That is no lie.
+    fn has_lost_all(&mut self, holders: &mut [u32]) -> Option<Action> {
+        let handle = self.handle?;
+        self.left(holders);
+        self.handle = Some(handle);
+        Some(Action::Tell(Report::Silent { handle }))
+    }
+
     /// It is out, and what the tracker is to hear of it.
     fn strike(&mut self, strikes: u32) -> Option<Action> {
         let was_out = self.wrong >= STRIKES_MAX;
@@ -179,8 +187,7 @@ impl Exchange {
                 None
             }
             Fetched::Wrong => peer.strike(1),
-            // A whole member without a piece has lost the blob.
-            Fetched::Absent if peer.whole => peer.strike(STRIKES_MAX),
+            Fetched::Absent if peer.whole => peer.has_lost_all(&mut self.holders),
             // It has taken it back, or never had it.
             Fetched::Absent => {
                 peer.loses(index, &mut self.holders);

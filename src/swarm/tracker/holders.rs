@@ -129,14 +129,14 @@ impl Swarm {
         }
     }
 
-    /// `by` got wrong bytes from `handle` three times, or it has lost what it announced.
+    /// `by` got wrong bytes from `handle` three times.
     pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
         let Some(puller) = self.members.get_mut(&handle) else { return };
         puller.refused_by.insert(by);
         self.judge(handle);
     }
 
-    /// `by` got nothing from `handle`, three times.
+    /// `by` got nothing from `handle`, three times, or heard that it has the blob no more.
     pub(super) fn unheard(&mut self, by: Handle, handle: Handle) {
         let Some(puller) = self.members.get_mut(&handle) else { return };
         puller.unheard_by.insert(by);
