@@ -18,6 +18,7 @@ use crate::{
     pull::{self, Registries},
     snapshot::{self, Durability},
     store,
+    swarm::Readers,
 };
 
 pub(super) fn store(settings: &Settings, data_dir: &Path) -> Result<store::Settings, SettingsError> {
@@ -45,7 +46,10 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         let default = settings.text("mirror.default_upstream");
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
-    pull::Settings { only, ..pull::Settings::default() }
+    let count = |key| settings.count(key).unwrap_or(1);
+    let readers =
+        Readers { all: count("registry.cluster_concurrency"), own: count("registry.origin_concurrency") };
+    pull::Settings { only, readers, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {

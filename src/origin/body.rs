@@ -169,7 +169,10 @@ impl Body {
                             self.rounds.answered();
                             return Ok(connected);
                         }
-                        Err(error) => self.rounds.failed(error),
+                        Err(error) => {
+                            self.shared.tell_throttled(&self.at, &error);
+                            self.rounds.failed(error);
+                        }
                     }
                 }
                 Some(Step::Wait(wait)) => sleep(wait).await,

@@ -8,7 +8,10 @@ use super::{flight::News, hands::Hands};
 use crate::{
     origin::{Located, OriginError},
     piece::{Chain, Statement},
-    swarm::message::{Failure, Name, Run, Verdict},
+    swarm::{
+        Turn,
+        message::{Failure, Name, Run, SMALL_MAX, Verdict},
+    },
 };
 
 /// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
@@ -54,6 +57,7 @@ impl Hands {
                 Ok(at) => at,
                 Err(error) => return Ended::Origin(Arc::new(error)),
             };
+            let _turn = self.turn(&at, left.start).await;
             let ended = self.read_at(&at, &mut left, chain.clone()).await;
             tried += 1;
             let error = match ended {
@@ -64,6 +68,20 @@ impl Hands {
                 return Ended::Origin(error);
             }
             tracing::debug!(digest = %self.want.digest, %error, "read elsewhere");
+        }
+    }
+
+    /// Waits for a turn at the registry, which the tracker hears of. What is small is over before one is there.
+    async fn turn(&self, at: &Located, index: u32) -> Option<Turn> {
+        if self.want.len <= SMALL_MAX {
+            return None;
+        }
+        let mut taking = std::pin::pin!(self.parts.turns.take(&at.repository().host));
+        loop {
+            match tokio::time::timeout(BEAT, &mut taking).await {
+                Ok(turn) => return Some(turn),
+                Err(_) => self.tell(News::Reading(index)).await,
+            }
         }
     }
 

@@ -1,0 +1,142 @@
+//! One registry host, many digests with trackers of their own.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use super::*;
+use crate::swarm::Readers;
+
+const LIMIT: usize = 3;
+const BLOBS: usize = 8;
+const LEN: usize = (1 << 20) + 5;
+/// What the registry takes for an answer, so that answers overlap.
+const ANSWER: Duration = Duration::from_millis(10);
+/// For how long it wants to be left alone when it has had enough.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// A registry of several blobs that counts its readers, and may have enough of them.
+struct Host {
+    blobs: HashMap<String, Bytes>,
+    reading: AtomicUsize,
+    most: AtomicUsize,
+    answered: AtomicUsize,
+    /// After so many answers it wants to be left alone.
+    enough: usize,
+    quiet_until: Mutex<Option<Instant>>,
+    refused: AtomicUsize,
+}
+
+impl Host {
+    fn new(enough: usize) -> Arc<Self> {
+        let blob =
+            |number: usize| -> Bytes { (0..LEN).map(|i| ((i * 31) >> 7) as u8 ^ number as u8).collect() };
+        let blobs = (0..BLOBS).map(blob).map(|blob| (Digest::of(Algorithm::Sha256, &blob).to_string(), blob));
+        Arc::new(Self {
+            blobs: blobs.collect(),
+            reading: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+            enough,
+            quiet_until: Mutex::default(),
+            refused: AtomicUsize::new(0),
+        })
+    }
+
+    async fn up(self: &Arc<Self>, crowd: &Crowd) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tasks, stop, host) = (crowd.tasks.clone(), crowd.stop.clone(), self.clone());
+        crowd.tasks.spawn(async move {
+            while let Some(Ok((tcp, _))) = stop.run_until_cancelled(listener.accept()).await {
+                let (host, stop) = (host.clone(), stop.clone());
+                tasks.spawn(async move {
+                    let service = service_fn(move |request| host.clone().answer(request));
+                    let http1 = hyper::server::conn::http1::Builder::new();
+                    stop.run_until_cancelled(http1.serve_connection(TokioIo::new(tcp), service)).await
+                });
+            }
+        });
+        address
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+        let digest = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let Some(blob) = self.blobs.get(digest) else { return Ok(Response::new(Full::default())) };
+        let response = Response::builder().header(header::ACCEPT_RANGES, "bytes");
+        if request.method() == Method::HEAD {
+            let response = response.header(header::CONTENT_LENGTH, LEN);
+            return Ok(response.body(Full::default()).unwrap());
+        }
+        if let Some(wait) = self.refuses() {
+            let seconds = wait.as_millis().div_ceil(1000).to_string();
+            let response = response.status(StatusCode::TOO_MANY_REQUESTS);
+            return Ok(response.header(header::RETRY_AFTER, seconds).body(Full::default()).unwrap());
+        }
+        self.most.fetch_max(self.reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        tokio::time::sleep(ANSWER).await;
+        self.reading.fetch_sub(1, Ordering::SeqCst);
+        let range = request.headers()[header::RANGE].to_str().unwrap();
+        let (first, last) = range["bytes=".len()..].split_once('-').unwrap();
+        let wanted = first.parse().unwrap()..last.parse::<usize>().unwrap() + 1;
+        let stated = format!("bytes {}-{}/{LEN}", wanted.start, wanted.end - 1);
+        let response = response.status(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, stated);
+        Ok(response.body(Full::new(blob.slice(wanted))).unwrap())
+    }
+
+    /// How long it still wants to be left alone.
+    fn refuses(&self) -> Option<Duration> {
+        let mut quiet_until = self.quiet_until.lock();
+        if self.answered.fetch_add(1, Ordering::SeqCst) == self.enough {
+            *quiet_until = Some(Instant::now() + QUIET);
+        }
+        let left = quiet_until.map(|until| until.saturating_duration_since(Instant::now()))?;
+        (!left.is_zero()).then(|| {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            left
+        })
+    }
+}
+
+/// Four nodes want all blobs of one host at once, and have them.
+async fn pulled_from(host: &Arc<Host>) {
+    let settings = pull::Settings { readers: Readers { all: LIMIT, own: 4 }, ..pull::Settings::default() };
+    let crowd = Crowd::with(4, 1, true, settings).await;
+    let address = host.up(&crowd).await.to_string();
+    let want = |digest: &String| Want {
+        digest: digest.parse().unwrap(),
+        len: LEN as u64,
+        origins: vec![Repository { host: address.clone(), path: "library/test".into() }],
+        ..crowd.want.clone()
+    };
+    let wants: Vec<Want> = host.blobs.keys().map(want).collect();
+    let start = |node: &Node| wants.iter().map(|want| node.pulls.start(want.clone())).collect::<Vec<_>>();
+    for pull in crowd.nodes.iter().flat_map(start).collect::<Vec<_>>() {
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    }
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_digests_together_have_a_few_readers_at_one_host() {
+    let host = Host::new(usize::MAX);
+    pulled_from(&host).await;
+    let most = host.most.load(Ordering::SeqCst);
+    println!("{BLOBS} blobs, a limit of {LIMIT}: {most} readers at most");
+    assert!(most <= LIMIT, "{most}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_had_enough_is_left_alone_by_the_readers_of_all_digests() {
+    let host = Host::new(2);
+    pulled_from(&host).await;
+    let refused = host.refused.load(Ordering::SeqCst);
+    println!("{BLOBS} blobs, Retry-After of {QUIET:?}: {refused} requests refused");
+    // Those that were out, and those that were let go before all had heard of it.
+    assert!((1..=2 * LIMIT).contains(&refused), "{refused}");
+}

@@ -1,0 +1,305 @@
+//! Who may read from which registry host now: asks in, grants out, time given.
+//!
+//! A turn is one connection that reads blobs from a host. The keeper of a host gives out so many at a time, in the order
+//! of asking, and one member has at most half of them while others wait. Whoever has had a turn for a while is asked to
+//! give it back when somebody waits. A registry that has had enough is left alone for as long as it asks, and has half
+//! as many readers afterwards; they come back one after the other.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use crate::swarm::message::Name;
+
+/// A place in the queue of a host, or a turn.
+pub(super) type Ticket = u64;
+
+/// Hosts with readers at a time. More than this the cluster does not pull from; others are read without turns.
+const HOSTS_MAX: usize = 1024;
+/// Places that one member has in all queues together: leases of a hundred layers that it pulls at once.
+const PLACES_MAX: usize = 512;
+/// After so long a turn is asked back if somebody waits: some twenty leases, of which each is read in 50 ms.
+const TURN_TIME: Duration = Duration::from_secs(1);
+/// After so long one counts no more: its holder reads one run for a minute, or keeps it for nothing.
+const TURN_MAX: Duration = Duration::from_secs(60);
+/// The least and the most that a registry is left alone for: without a `Retry-After`, and whatever it asks.
+const QUIET_MIN: Duration = Duration::from_secs(1);
+const QUIET_MAX: Duration = Duration::from_secs(60);
+/// Of readers that are met by the same limit only the first halves their number.
+const HALVED_FOR: Duration = Duration::from_secs(2);
+/// One reader more after so long without a word from the registry.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// Why there is no place.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NoPlace {
+    #[error("turns of {HOSTS_MAX} registry hosts are kept here already")]
+    Hosts,
+    #[error("`{0}` has its {PLACES_MAX} places")]
+    Member(Name),
+}
+
+/// What a place's owner is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It is your turn.
+    Go,
+    /// Others wait, or the registry wants to be left alone: no further run with this turn.
+    GiveBack,
+}
+
+/// The turns of all hosts that one member keeps.
+pub(super) struct Keeper {
+    readers_max: usize,
+    hosts: BTreeMap<String, Host>,
+    next: Ticket,
+    words: Vec<(Ticket, Word)>,
+}
+
+struct Host {
+    /// At most so many turns.
+    limit: usize,
+    out: Vec<Turn>,
+    waiting: VecDeque<(Ticket, Name)>,
+    quiet_until: Option<Instant>,
+    halved_at: Option<Instant>,
+    recovers_at: Instant,
+}
+
+struct Turn {
+    ticket: Ticket,
+    name: Name,
+    since: Instant,
+    asked_back: bool,
+}
+
+impl Keeper {
+    /// At most `readers_max` turns a host, at least one.
+    pub(super) fn new(readers_max: usize) -> Self {
+        Self { readers_max: readers_max.max(1), hosts: BTreeMap::new(), next: 0, words: Vec::new() }
+    }
+
+    /// Whom to tell what, in order.
+    pub(super) fn take_words(&mut self) -> Vec<(Ticket, Word)> {
+        std::mem::take(&mut self.words)
+    }
+
+    /// `name` wants to read from `host`.
+    pub(super) fn ask(&mut self, host: &str, name: &str, now: Instant) -> Result<Ticket, NoPlace> {
+        if self.hosts.len() >= HOSTS_MAX && !self.hosts.contains_key(host) {
+            return Err(NoPlace::Hosts);
+        }
+        if self.hosts.values().map(|host| host.places_of(name)).sum::<usize>() >= PLACES_MAX {
+            return Err(NoPlace::Member(name.to_owned()));
+        }
+        self.next += 1;
+        let limit = self.readers_max;
+        let host = self.hosts.entry(host.to_owned()).or_insert_with(|| Host::new(limit, now));
+        host.waiting.push_back((self.next, name.to_owned()));
+        host.settle(now, &mut self.words);
+        Ok(self.next)
+    }
+
+    /// A place is given up, or a turn given back.
+    pub(super) fn left(&mut self, ticket: Ticket, now: Instant) {
+        for host in self.hosts.values_mut() {
+            host.out.retain(|turn| turn.ticket != ticket);
+            host.waiting.retain(|(waiting, _)| *waiting != ticket);
+        }
+        self.tick(now);
+    }
+
+    /// The registry told a member that has a turn to come later. How long it is left alone; `None` without a turn,
+    /// whose word counts for nothing.
+    pub(super) fn throttled(
+        &mut self,
+        host: &str,
+        name: &str,
+        retry_after: Duration,
+        now: Instant,
+    ) -> Option<Duration> {
+        let host = self.hosts.get_mut(host)?;
+        if !host.out.iter().any(|turn| turn.name == name) {
+            return None;
+        }
+        let quiet = retry_after.clamp(QUIET_MIN, QUIET_MAX);
+        host.quiet_until = host.quiet_until.max(Some(now + quiet));
+        if host.halved_at.is_none_or(|at| now.duration_since(at) >= HALVED_FOR) {
+            host.halved_at = Some(now);
+            host.limit = (host.limit / 2).max(1);
+        }
+        host.recovers_at = now + quiet + RECOVERY;
+        for turn in host.out.iter_mut().filter(|turn| !turn.asked_back) {
+            turn.asked_back = true;
+            self.words.push((turn.ticket, Word::GiveBack));
+        }
+        Some(quiet)
+    }
+
+    /// Time passed: call it about ten times a second.
+    pub(super) fn tick(&mut self, now: Instant) {
+        for host in self.hosts.values_mut() {
+            if host.limit < self.readers_max && now >= host.recovers_at {
+                host.limit += 1;
+                host.recovers_at = now + RECOVERY;
+            }
+            host.settle(now, &mut self.words);
+        }
+        self.hosts.retain(|_, host| host.limit < self.readers_max || !host.is_idle());
+    }
+}
+
+impl Host {
+    fn new(limit: usize, now: Instant) -> Self {
+        Self {
+            limit,
+            out: Vec::new(),
+            waiting: VecDeque::new(),
+            quiet_until: None,
+            halved_at: None,
+            recovers_at: now,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.out.is_empty() && self.waiting.is_empty()
+    }
+
+    fn turns_of(&self, name: &str) -> usize {
+        self.out.iter().filter(|turn| turn.name == name).count()
+    }
+
+    fn places_of(&self, name: &str) -> usize {
+        self.turns_of(name) + self.waiting.iter().filter(|(_, waiting)| waiting == name).count()
+    }
+
+    fn settle(&mut self, now: Instant, words: &mut Vec<(Ticket, Word)>) {
+        for turn in self.out.extract_if(.., |turn| now.duration_since(turn.since) >= TURN_MAX) {
+            words.push((turn.ticket, Word::GiveBack));
+        }
+        if self.quiet_until.is_some_and(|until| now < until) {
+            return;
+        }
+        while self.out.len() < self.limit {
+            let Some((ticket, name)) = self.next_in_turn() else { break };
+            self.out.push(Turn { ticket, name, since: now, asked_back: false });
+            words.push((ticket, Word::Go));
+        }
+        let coming_back = self.out.iter().filter(|turn| turn.asked_back).count();
+        let had_long = |turn: &&mut Turn| !turn.asked_back && now.duration_since(turn.since) >= TURN_TIME;
+        let wanted = self.waiting.len().saturating_sub(coming_back);
+        for turn in self.out.iter_mut().filter(had_long).take(wanted) {
+            turn.asked_back = true;
+            words.push((turn.ticket, Word::GiveBack));
+        }
+    }
+
+    /// Who has waited longest, but for those that have half of the turns while others wait.
+    fn next_in_turn(&mut self) -> Option<(Ticket, Name)> {
+        let share = (self.limit / 2).max(1);
+        let first = &self.waiting.front()?.1;
+        let alone = self.waiting.iter().all(|(_, name)| name == first);
+        let fits = |(_, name): &(Ticket, Name)| alone || self.turns_of(name) < share;
+        let at = self.waiting.iter().position(fits)?;
+        self.waiting.remove(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = "r.local:5000";
+
+    fn told(keeper: &mut Keeper) -> Vec<(Ticket, Word)> {
+        keeper.take_words()
+    }
+
+    #[test]
+    fn so_many_read_at_a_time_in_the_order_of_asking() {
+        let (mut keeper, now) = (Keeper::new(2), Instant::now());
+        let [a, b, c] = ["a", "b", "c"].map(|name| keeper.ask(HOST, name, now).unwrap());
+        assert_eq!(told(&mut keeper), [(a, Word::Go), (b, Word::Go)]);
+        keeper.ask("other.local", "a", now).unwrap();
+        assert_eq!(told(&mut keeper).len(), 1, "another host has turns of its own");
+        keeper.left(a, now);
+        assert_eq!(told(&mut keeper), [(c, Word::Go)]);
+    }
+
+    #[test]
+    fn a_turn_is_asked_back_when_somebody_waits() {
+        let (mut keeper, now) = (Keeper::new(1), Instant::now());
+        let a = keeper.ask(HOST, "a", now).unwrap();
+        keeper.tick(now + 2 * TURN_TIME);
+        assert_eq!(told(&mut keeper), [(a, Word::Go)], "nobody waits");
+        let b = keeper.ask(HOST, "b", now + 2 * TURN_TIME).unwrap();
+        assert_eq!(told(&mut keeper), [(a, Word::GiveBack)]);
+        keeper.tick(now + 3 * TURN_TIME);
+        assert_eq!(told(&mut keeper), [], "once");
+        keeper.left(a, now + 3 * TURN_TIME);
+        assert_eq!(told(&mut keeper), [(b, Word::Go)]);
+    }
+
+    #[test]
+    fn one_member_does_not_keep_the_others_out() {
+        let (mut keeper, now) = (Keeper::new(4), Instant::now());
+        let greedy: Vec<Ticket> = (0..PLACES_MAX).map(|_| keeper.ask(HOST, "a", now).unwrap()).collect();
+        assert_eq!(told(&mut keeper).len(), 4, "nobody else waits");
+        assert_eq!(keeper.ask(HOST, "a", now), Err(NoPlace::Member("a".into())));
+        let b = keeper.ask(HOST, "b", now).unwrap();
+        keeper.left(greedy[0], now);
+        assert_eq!(told(&mut keeper), [(b, Word::Go)], "three of four are more than half");
+        // It gives nothing back: its turns count for a minute.
+        let c = keeper.ask(HOST, "c", now).unwrap();
+        keeper.tick(now + TURN_MAX);
+        assert!(told(&mut keeper).contains(&(c, Word::Go)));
+    }
+
+    #[test]
+    fn a_registry_that_has_had_enough_is_left_alone_and_then_read_by_fewer() {
+        let (mut keeper, now) = (Keeper::new(4), Instant::now());
+        let out: Vec<Ticket> = ["a", "b", "c", "d"].map(|name| keeper.ask(HOST, name, now).unwrap()).into();
+        let wait = Duration::from_secs(5);
+        assert_eq!(keeper.throttled(HOST, "stranger", wait, now), None);
+        assert_eq!(keeper.throttled(HOST, "a", wait, now), Some(wait));
+        assert_eq!(keeper.throttled(HOST, "b", Duration::MAX, now), Some(QUIET_MAX), "not for ever");
+        out.iter().for_each(|&ticket| keeper.left(ticket, now));
+        for name in ["a", "b", "c", "d"] {
+            keeper.ask(HOST, name, now).unwrap();
+        }
+        told(&mut keeper);
+        keeper.tick(now + QUIET_MAX - Duration::from_millis(1));
+        assert_eq!(told(&mut keeper), []);
+        keeper.tick(now + QUIET_MAX);
+        assert_eq!(told(&mut keeper).len(), 2, "halved once");
+        keeper.tick(now + QUIET_MAX + RECOVERY);
+        let go = told(&mut keeper).iter().filter(|(_, word)| *word == Word::Go).count();
+        assert_eq!(go, 1);
+    }
+
+    #[test]
+    fn what_is_said_again_makes_no_pause_longer_than_it_is() {
+        let (mut keeper, now) = (Keeper::new(4), Instant::now());
+        let a = keeper.ask(HOST, "a", now).unwrap();
+        let second = Duration::from_secs(1);
+        for repeated in 0..10 {
+            keeper.throttled(HOST, "a", 3 * second - repeated * second / 4, now + repeated * second / 4);
+        }
+        let b = keeper.ask(HOST, "b", now).unwrap();
+        told(&mut keeper);
+        keeper.left(a, now + 4 * second);
+        assert_eq!(told(&mut keeper), [(b, Word::Go)]);
+    }
+
+    #[test]
+    fn a_host_that_nobody_reads_is_forgotten() {
+        let (mut keeper, now) = (Keeper::new(4), Instant::now());
+        for number in 0..HOSTS_MAX {
+            keeper.ask(&format!("r{number}.local"), &format!("n{number}"), now).unwrap();
+        }
+        assert_eq!(keeper.ask(HOST, "a", now), Err(NoPlace::Hosts));
+        keeper.left(1, now);
+        assert!(keeper.ask(HOST, "a", now).is_ok());
+    }
+}

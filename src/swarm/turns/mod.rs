@@ -1,0 +1,347 @@
+//! Readers of one registry host, limited for the whole cluster.
+//!
+//! ```text
+//!   a flight's read ── take(host) ──▶ a turn kept from the last read ─────────────────────▶ reads
+//!                          │                                                                  │
+//!                          └── Turns.Take, to the host's HRW-first ──▶ Keeper ── Go ──────────┘
+//!                                 (the stream is the turn: its end gives it back)
+//! ```
+//! Trackers limit the readers of a digest; the keeper of a host limits those of all digests. A turn goes from one lease
+//! of this node to the next until somebody else waits for it, so that it costs a question now and then and not one a
+//! lease. A keeper is a help and no condition: whoever cannot reach one reads without a turn.
+
+mod keeper;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt as _;
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Streaming;
+
+use self::keeper::{Keeper, Ticket};
+pub use self::keeper::{NoPlace, Word};
+use crate::{
+    mesh::Mesh,
+    oci::{Algorithm, Digest},
+    wire::mesh::{self as wire, turns_client::TurnsClient},
+};
+
+/// A keeper that does not say within this that it has heard is done without: a connection takes a few milliseconds.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+/// Nobody waits longer for a turn: a cluster that is slower than this with its turns is no faster without, but a keeper
+/// that has lost count must not hold up a pull.
+const WAIT_MAX: Duration = Duration::from_secs(90);
+/// A turn that nobody needs is kept for the next lease for this long: leases follow each other within milliseconds.
+const KEPT_FOR: Duration = Duration::from_millis(300);
+const TICK: Duration = Duration::from_millis(100);
+/// More connections than this no registry is read over by one node.
+const OWN_MAX: usize = 1024;
+/// Words to one place that may be unread: there are two in a place's life.
+const WORDS_MAX: usize = 4;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// What turns are counted as.
+#[derive(Clone, Debug, Default)]
+pub struct TurnMetrics {
+    turns: Family<Outcome, Counter>,
+    throttled: Counter,
+}
+
+impl TurnMetrics {
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "flotilla_origin_turns",
+            "Turns at registry hosts that reads of this node asked for, by how that ended",
+            metrics.turns.clone(),
+        );
+        registry.register(
+            "flotilla_origin_throttled",
+            "Times that a registry told a reader to come later and this node, its keeper, let all wait",
+            metrics.throttled.clone(),
+        );
+        metrics
+    }
+}
+
+/// The turns that this node keeps, and those that it has. Cheap to clone.
+#[derive(Clone)]
+pub struct Turns(Arc<Inner>);
+
+struct Inner {
+    mesh: Mesh,
+    metrics: TurnMetrics,
+    kept: Mutex<Kept>,
+    readers: Readers,
+    /// Reads of this node that have a turn or wait for one, by host.
+    own: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Turns between two leases, by host.
+    idle: Mutex<HashMap<String, Vec<(Held, Instant)>>>,
+}
+
+struct Kept {
+    keeper: Keeper,
+    owners: HashMap<Ticket, mpsc::Sender<Word>>,
+}
+
+/// A place in the queue here, or a turn of this keeper's; dropping it gives it up.
+pub struct Place {
+    turns: Turns,
+    ticket: Ticket,
+    words: mpsc::Receiver<Word>,
+}
+
+/// A turn, wherever it is kept.
+enum Held {
+    Here(Place),
+    There(Streaming<wire::TurnWord>),
+}
+
+/// Leave to read from a host, until it is dropped.
+pub struct Turn {
+    turns: Turns,
+    host: String,
+    held: Option<Held>,
+    _own: OwnedSemaphorePermit,
+}
+
+/// How many read from one registry host at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Readers {
+    /// All members together.
+    pub all: usize,
+    /// This node: it has no more connections to one.
+    pub own: usize,
+}
+
+impl Turns {
+    /// Starts the task that keeps the time; it ends with `stop`.
+    #[must_use]
+    pub fn new(
+        mesh: Mesh,
+        readers: Readers,
+        metrics: TurnMetrics,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let kept = Kept { keeper: Keeper::new(readers.all), owners: HashMap::new() };
+        let kept = Mutex::new(kept);
+        let inner = Inner { mesh, metrics, readers, kept, own: Mutex::default(), idle: Mutex::default() };
+        let inner = Arc::new(inner);
+        tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
+        Self(inner)
+    }
+
+    /// Waits for leave to read from `host`; without one if nobody can give it.
+    pub async fn take(&self, host: &str) -> Turn {
+        let own = || Arc::new(Semaphore::new(self.0.readers.own.clamp(1, OWN_MAX)));
+        let own = Arc::clone(self.0.own.lock().entry(host.to_owned()).or_insert_with(own));
+        let own = own.acquire_owned().await.expect("never closed");
+        let turn = |held| Turn { turns: self.clone(), host: host.to_owned(), held, _own: own };
+        if let Some(held) = self.idle(host) {
+            return turn(Some(held));
+        }
+        let asked = tokio::time::timeout(WAIT_MAX, self.ask(host)).await;
+        let (outcome, held) = match asked {
+            Ok(Ok(held)) => ("given", Some(held)),
+            Ok(Err(why)) => {
+                tracing::debug!(%host, "reads without a turn: {why}");
+                ("unkept", None)
+            }
+            Err(_) => {
+                tracing::info!(%host, "reads without a turn: none came within {WAIT_MAX:?}");
+                ("late", None)
+            }
+        };
+        self.0.metrics.turns.get_or_create(&Outcome { outcome }).inc();
+        turn(held)
+    }
+
+    /// The host told this node to come later: so does its keeper tell everybody.
+    pub async fn throttled(&self, host: &str, retry_after: Duration) {
+        let keeper = self.keeper_of(host);
+        let me = self.0.mesh.me();
+        if keeper.name == me.name {
+            self.heard_throttled(host, &me.name, retry_after);
+            return;
+        }
+        let request = wire::ThrottledRequest {
+            host: host.to_owned(),
+            retry_after_ms: u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX),
+        };
+        let telling = async {
+            let channel = self.0.mesh.control(&keeper).await.map_err(|error| error.to_string())?;
+            TurnsClient::new(channel).throttled(request).await.map_err(|status| status.to_string())
+        };
+        if let Ok(Err(why)) = tokio::time::timeout(ANSWER_MAX, telling).await {
+            tracing::debug!(%host, keeper = %keeper.name, "could not tell that it throttles: {why}");
+        }
+    }
+
+    /// The answering side of a member's [`Turns::throttled`].
+    pub fn heard_throttled(&self, host: &str, name: &str, retry_after: Duration) {
+        let quiet = {
+            let mut kept = self.0.kept.lock();
+            let quiet = kept.keeper.throttled(host, name, retry_after, Instant::now());
+            kept.deliver();
+            quiet
+        };
+        if let Some(quiet) = quiet {
+            self.0.metrics.throttled.inc();
+            tracing::info!(%host, member = %name, "the registry has had enough: nobody reads from it for {quiet:?}");
+        }
+    }
+
+    /// A place in the queue for `host` here, for `name`.
+    ///
+    /// # Errors
+    /// The member or the keeper has too many.
+    pub fn queue(&self, host: &str, name: &str) -> Result<Place, NoPlace> {
+        let mut kept = self.0.kept.lock();
+        let ticket = kept.keeper.ask(host, name, Instant::now())?;
+        let (owner, words) = mpsc::channel(WORDS_MAX);
+        kept.owners.insert(ticket, owner);
+        kept.deliver();
+        Ok(Place { turns: self.clone(), ticket, words })
+    }
+
+    fn keeper_of(&self, host: &str) -> crate::mesh::Member {
+        let rank = self.0.mesh.rank(&Digest::of(Algorithm::Sha256, host.as_bytes()));
+        rank.into_iter().next().unwrap_or_else(|| self.0.mesh.me())
+    }
+
+    async fn ask(&self, host: &str) -> Result<Held, String> {
+        let (keeper, me) = (self.keeper_of(host), self.0.mesh.me());
+        if keeper.name == me.name {
+            let mut place = self.queue(host, &me.name).map_err(|error| error.to_string())?;
+            return match place.word().await {
+                Some(_) => Ok(Held::Here(place)),
+                None => Err("this node stops".to_owned()),
+            };
+        }
+        let asking = async {
+            let channel = self.0.mesh.control(&keeper).await.map_err(|error| error.to_string())?;
+            let request = wire::TakeRequest { host: host.to_owned() };
+            TurnsClient::new(channel).take(request).await.map_err(|status| status.to_string())
+        };
+        let asked = tokio::time::timeout(ANSWER_MAX, asking).await;
+        let asked = asked.map_err(|_| format!("`{}` does not answer", keeper.name))?;
+        let mut words = asked?.into_inner();
+        match words.message().await {
+            Ok(Some(_)) => Ok(Held::There(words)),
+            Ok(None) => Err(format!("`{}` stops", keeper.name)),
+            Err(status) => Err(status.to_string()),
+        }
+    }
+
+    /// A turn that the last lease has left.
+    fn idle(&self, host: &str) -> Option<Held> {
+        let mut idle = self.0.idle.lock();
+        let left = idle.get_mut(host)?;
+        while let Some((mut held, _)) = left.pop() {
+            if !held.is_over() {
+                return Some(held);
+            }
+        }
+        None
+    }
+}
+
+impl Place {
+    /// The next word; `None` when the keeper is gone.
+    pub async fn word(&mut self) -> Option<Word> {
+        self.words.recv().await
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut kept = self.turns.0.kept.lock();
+        kept.owners.remove(&self.ticket);
+        kept.keeper.left(self.ticket, Instant::now());
+        kept.deliver();
+    }
+}
+
+impl Held {
+    /// It is asked back, or its keeper is gone.
+    fn is_over(&mut self) -> bool {
+        match self {
+            Self::Here(place) => place.word().now_or_never().is_some(),
+            Self::There(words) => words.message().now_or_never().is_some(),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(mut held) = self.held.take()
+            && !held.is_over()
+        {
+            let mut idle = self.turns.0.idle.lock();
+            idle.entry(std::mem::take(&mut self.host)).or_default().push((held, Instant::now()));
+        }
+    }
+}
+
+impl Kept {
+    fn deliver(&mut self) {
+        for (ticket, word) in self.keeper.take_words() {
+            if let Some(owner) = self.owners.get(&ticket) {
+                let _has_room = owner.try_send(word);
+            }
+        }
+    }
+}
+
+async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = ticks.tick() => {}
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let now = Instant::now();
+        // Given up outside of the lock: that may be the keeper's own.
+        let over: Vec<Held> = {
+            let mut idle = inner.idle.lock();
+            let mut over = Vec::new();
+            idle.retain(|_, left| {
+                let is_over = |(held, since): &mut (Held, Instant)| {
+                    held.is_over() || now.duration_since(*since) >= KEPT_FOR
+                };
+                over.extend(left.extract_if(.., is_over).map(|(held, _)| held));
+                !left.is_empty()
+            });
+            over
+        };
+        drop(over);
+        inner.own.lock().retain(|_, own| Arc::strong_count(own) > 1);
+        let mut kept = inner.kept.lock();
+        kept.keeper.tick(now);
+        kept.deliver();
+    }
+    // What waits here would wait for ever.
+    if let Some(inner) = inner.upgrade() {
+        inner.kept.lock().owners.clear();
+        let _given_back = std::mem::take(&mut *inner.idle.lock());
+    }
+}
