@@ -103,9 +103,10 @@ impl Host {
     }
 }
 
-/// Four nodes want all blobs of one host at once, and have them.
-async fn pulled_from(host: &Arc<Host>) {
-    let settings = pull::Settings { readers: Readers { all: LIMIT, own: 4 }, ..pull::Settings::default() };
+/// Four nodes, and what they want of the host: all of its blobs.
+async fn crowd_of(host: &Arc<Host>) -> (Crowd, Vec<Want>) {
+    let readers = Readers { all: LIMIT, own: 4 };
+    let settings = pull::Settings { readers, ..pull::Settings::default() };
     let crowd = Crowd::with(4, 1, true, settings).await;
     let address = host.up(&crowd).await.to_string();
     let want = |digest: &String| Want {
@@ -114,9 +115,38 @@ async fn pulled_from(host: &Arc<Host>) {
         origins: vec![Repository { host: address.clone(), path: "library/test".into() }],
         ..crowd.want.clone()
     };
-    let wants: Vec<Want> = host.blobs.keys().map(want).collect();
+    let wants = host.blobs.keys().map(want).collect();
+    (crowd, wants)
+}
+
+/// They want them all at once, and have them.
+async fn pulled_from(host: &Arc<Host>) {
+    let (crowd, wants) = crowd_of(host).await;
     let start = |node: &Node| wants.iter().map(|want| node.pulls.start(want.clone())).collect::<Vec<_>>();
     for pull in crowd.nodes.iter().flat_map(start).collect::<Vec<_>>() {
+        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
+    }
+    crowd.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_that_is_gone_holds_nobody_up() {
+    let host = Host::new(usize::MAX);
+    let (crowd, wants) = crowd_of(&host).await;
+    let name = Digest::of(Algorithm::Sha256, wants[0].origins[0].host.as_bytes());
+    let keeper = crowd.nodes[0].mesh.rank(&name)[0].name.clone();
+    let (gone, living): (Vec<_>, Vec<_>) = crowd.nodes.iter().partition(|node| node.mesh.me().name == keeper);
+    let start = |node: &&Node| wants.iter().map(|want| node.pulls.start(want.clone())).collect::<Vec<_>>();
+    let pulls: Vec<_> = living.iter().flat_map(start).collect();
+    // Some wait for their turn, and some have one.
+    let busy = async {
+        while host.most.load(Ordering::SeqCst) < LIMIT {
+            tokio::time::sleep(ANSWER).await;
+        }
+    };
+    tokio::time::timeout(GUARD, busy).await.expect("they read");
+    gone[0].stop.cancel();
+    for pull in pulls {
         tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
     }
     crowd.down().await;
