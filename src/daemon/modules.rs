@@ -18,7 +18,6 @@ use crate::{
     pull::{self, Registries},
     snapshot::{self, Durability},
     store,
-    swarm::Readers,
 };
 
 pub(super) fn store(settings: &Settings, data_dir: &Path) -> Result<store::Settings, SettingsError> {
@@ -46,10 +45,8 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         let default = settings.text("mirror.default_upstream");
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
-    let count = |key| settings.count(key).unwrap_or(1);
-    let readers =
-        Readers { all: count("registry.cluster_concurrency"), own: count("registry.origin_concurrency") };
-    pull::Settings { only, readers, ..pull::Settings::default() }
+    let host_readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
+    pull::Settings { only, host_readers, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {

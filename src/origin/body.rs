@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Located, OriginError, Shared,
+    Leave, Located, OriginError, Shared,
     endpoint::Endpoint,
     error::Actual,
     exchange::Question,
@@ -35,6 +35,7 @@ pub struct Body {
     start: u64,
     ranged: bool,
     rounds: Rounds<Arc<Endpoint>>,
+    leave: Option<Arc<dyn Leave>>,
     stream: Option<Stream>,
     /// Bytes since the last failure.
     delivered: u64,
@@ -60,6 +61,7 @@ struct Stream {
     /// Bytes that it had in all.
     whole: u64,
     _permit: OwnedSemaphorePermit,
+    _leave: Option<Box<dyn Send + Sync>>,
 }
 
 impl Body {
@@ -68,6 +70,7 @@ impl Body {
         shared: Arc<Shared>,
         at: Located,
         range: Range<u64>,
+        leave: Option<Arc<dyn Leave>>,
     ) -> Result<Self, OriginError> {
         let range = range.start..range.end.min(at.len);
         let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.clone());
@@ -78,6 +81,7 @@ impl Body {
             left: range,
             ranged: true,
             rounds,
+            leave,
             stream: None,
             delivered: 0,
             paid_at: None,
@@ -164,13 +168,16 @@ impl Body {
         loop {
             match self.rounds.next(rand::random()) {
                 Some(Step::Ask(endpoint)) => {
-                    match connect(&self.shared, &endpoint, &self.at, &self.left).await {
+                    let leave = self.leave.as_deref().filter(|_| endpoint.is_registry);
+                    match connect(&self.shared, &endpoint, &self.at, &self.left, leave).await {
                         Ok(connected) => {
                             self.rounds.answered();
                             return Ok(connected);
                         }
                         Err(error) => {
-                            self.shared.tell_throttled(&self.at, &error);
+                            if let Some(leave) = leave.filter(|_| error.is_throttled()) {
+                                leave.throttled(&self.at.repository.host, error.retry_after());
+                            }
                             self.rounds.failed(error);
                         }
                     }
@@ -188,8 +195,13 @@ async fn connect(
     endpoint: &Endpoint,
     at: &Located,
     wanted: &Range<u64>,
+    leave: Option<&dyn Leave>,
 ) -> Result<(Stream, bool), OriginError> {
     let permit = shared.gates.body(endpoint).await;
+    let leave = match leave {
+        Some(leave) => Some(leave.wait(&at.repository.host).await),
+        None => None,
+    };
     let range = format!("bytes={}-{}", wanted.start, wanted.end - 1);
     let mut answer = ask(shared, endpoint, at, Some(&range)).await?;
     if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
@@ -204,7 +216,7 @@ async fn connect(
     let Framing { start, len, ranged } = framing;
     let skip = wanted.start - start;
     let incoming = answer.response.into_body();
-    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: permit };
+    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: permit, _leave: leave };
     Ok((stream, ranged))
 }
 

@@ -23,6 +23,7 @@ mod forward;
 mod framing;
 mod gate;
 mod hosts;
+mod leave;
 mod locate;
 mod name;
 mod passed;
@@ -32,18 +33,11 @@ mod rounds;
 mod tls;
 mod transport;
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::sync::broadcast;
 
 use crate::oci::{Digest, MAX_DOCUMENT_LEN, Reference, Repository};
 
@@ -53,6 +47,7 @@ pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
 pub use forward::strip_connection;
+pub use leave::Leave;
 pub use locate::{Kind, Located, Sought};
 pub use passed::{Passed, Told};
 pub use redirect::RedirectError;
@@ -103,9 +98,6 @@ impl Default for Settings {
     }
 }
 
-/// Throttles that nobody has heard of yet; more of them say nothing new.
-const THROTTLES_MAX: usize = 16;
-
 /// Reads from registries. Cheap to clone.
 #[derive(Clone)]
 pub struct Origin {
@@ -119,26 +111,9 @@ struct Shared {
     gates: Gates,
     memory: locate::Memory,
     rate: Rate,
-    throttles: broadcast::Sender<Throttle>,
-}
-
-/// A registry has told a read in the node's own name to come later.
-#[derive(Clone, Debug)]
-pub struct Throttle {
-    /// With its port.
-    pub host: String,
-    pub retry_after: Option<Duration>,
 }
 
 impl Shared {
-    /// What a client may not do with its credentials is no matter of the node's.
-    fn tell_throttled(&self, at: &Located, error: &OriginError) {
-        if error.is_throttled() && at.lead().asker == Asker::Node {
-            let host = at.repository().host.clone();
-            let _nobody_listens = self.throttles.send(Throttle { host, retry_after: error.retry_after() });
-        }
-    }
-
     /// Counts bytes that have arrived; the moment before which no more should be read.
     fn take(&self, bytes: usize) -> Option<Instant> {
         self.rate.take(bytes)
@@ -174,7 +149,6 @@ impl Origin {
             gates: Gates::new(settings.origin_concurrency),
             memory: locate::Memory::default(),
             rate: Rate::new(settings.origin_rate),
-            throttles: broadcast::Sender::new(THROTTLES_MAX),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -182,12 +156,6 @@ impl Origin {
     /// Bytes a second from all registries together, from now on; `None` and 0 set no limit.
     pub fn set_rate(&self, bytes_per_second: Option<u64>) {
         self.shared.rate.set(bytes_per_second);
-    }
-
-    /// Registries that throttle reads of blobs from now on, as it happens.
-    #[must_use]
-    pub fn throttles(&self) -> broadcast::Receiver<Throttle> {
-        self.shared.throttles.subscribe()
     }
 
     /// The manifest or index that `reference` names, verified: against its digest where it has one, else against
@@ -343,7 +311,20 @@ impl Origin {
     /// # Errors
     /// No endpoint answered with these bytes of a blob of this length.
     pub async fn read(&self, at: &Located, range: Range<u64>) -> Result<Body, OriginError> {
-        Box::pin(Body::open(self.shared.clone(), at.clone(), range)).await
+        Box::pin(Body::open(self.shared.clone(), at.clone(), range, None)).await
+    }
+
+    /// As [`Origin::read`], with leave for each connection.
+    ///
+    /// # Errors
+    /// As [`Origin::read`].
+    pub async fn read_with(
+        &self,
+        at: &Located,
+        range: Range<u64>,
+        leave: Arc<dyn Leave>,
+    ) -> Result<Body, OriginError> {
+        Box::pin(Body::open(self.shared.clone(), at.clone(), range, Some(leave))).await
     }
 }
 

@@ -36,7 +36,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::read::chain_of;
@@ -50,9 +50,9 @@ use self::{flight::Flight, offered::Readings, outgoing::Outgoing};
 use crate::{
     mesh::Mesh,
     oci::{Digest, Repository, host_name},
-    origin::{self, Asker, Kind, Origin, OriginError, Throttle},
+    origin::{self, Asker, Kind, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
-    swarm::{Readers, Trackers, Turns, tracker::Answer},
+    swarm::{Trackers, Turns, tracker::Answer},
 };
 
 /// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
@@ -69,13 +69,13 @@ pub struct Settings {
     pub linger: Duration,
     /// Of which registries containerd's pulls are taken part in; none: of every one.
     pub only: Option<Registries>,
-    /// Of blobs, from one registry host at a time.
-    pub readers: Readers,
+    /// Reads of blobs from one registry host at a time, by all members together.
+    pub host_readers: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_secs(60), only: None, readers: Readers { all: 12, own: 4 } }
+        Self { linger: Duration::from_secs(60), only: None, host_readers: 12 }
     }
 }
 
@@ -211,8 +211,8 @@ impl Pulls {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
         let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
-        let turns = Turns::new(mesh.clone(), settings.readers, metrics.turns.clone(), &tasks, stop.clone());
-        tasks.spawn(tell_throttles(origin.throttles(), turns.clone(), stop.clone()));
+        let turns =
+            Turns::new(mesh.clone(), settings.host_readers, metrics.turns.clone(), &tasks, stop.clone());
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,
@@ -345,24 +345,6 @@ impl Shared {
     fn refuse(&self, reason: &'static str, peer: &str) {
         let labels = metrics::Refused { reason, peer: peer.to_owned() };
         self.metrics.refused.get_or_create(&labels).inc();
-    }
-}
-
-/// What one read of the node's hears of a registry, all readers are to hear.
-async fn tell_throttles(mut throttles: broadcast::Receiver<Throttle>, turns: Turns, stop: CancellationToken) {
-    loop {
-        let heard = tokio::select! {
-            () = stop.cancelled() => return,
-            heard = throttles.recv() => heard,
-        };
-        match heard {
-            Ok(Throttle { host, retry_after }) => {
-                turns.throttled(&host, retry_after.unwrap_or_default()).await
-            }
-            // The latest say the same.
-            Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
     }
 }
 

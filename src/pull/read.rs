@@ -3,15 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 
 use super::{flight::News, hands::Hands};
 use crate::{
-    origin::{Located, OriginError},
+    origin::{Asker, Kind, Leave, Located, OriginError},
     piece::{Chain, Statement},
-    swarm::{
-        Turn,
-        message::{Failure, Name, Run, SMALL_MAX, Verdict},
-    },
+    swarm::message::{Failure, Name, Run, SMALL_MAX, Verdict},
 };
 
 /// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
@@ -26,6 +24,42 @@ enum Ended {
     Origin(Arc<OriginError>),
     /// What ended it has been told already.
     Told,
+}
+
+/// The turns of one read.
+struct TurnOf {
+    hands: Hands,
+    /// In the lease that is read.
+    index: u32,
+    asker: Asker,
+}
+
+impl Leave for TurnOf {
+    fn wait<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Box<dyn Send + Sync>> {
+        Box::pin(async move {
+            let Self { hands, index, .. } = self;
+            // What is small is over before there is a turn, and an image's pull waits for it.
+            if hands.want.kind == Kind::Manifest || hands.want.len <= SMALL_MAX {
+                return Box::new(()) as Box<dyn Send + Sync>;
+            }
+            let mut taking = std::pin::pin!(hands.parts.turns.take(host));
+            loop {
+                match tokio::time::timeout(BEAT, &mut taking).await {
+                    Ok(turn) => return Box::new(turn),
+                    Err(_) => hands.tell(News::AwaitsTurn(*index)).await,
+                }
+            }
+        })
+    }
+
+    fn throttled(&self, host: &str, retry_after: Option<Duration>) {
+        // What a client has used up is no matter of the others'.
+        if self.asker == Asker::Node {
+            let (turns, host) = (self.hands.parts.turns.clone(), host.to_owned());
+            let told = async move { turns.throttled(&host, retry_after.unwrap_or_default()).await };
+            self.hands.parts.tasks.spawn(told);
+        }
+    }
 }
 
 impl Hands {
@@ -57,7 +91,6 @@ impl Hands {
                 Ok(at) => at,
                 Err(error) => return Ended::Origin(Arc::new(error)),
             };
-            let _turn = self.turn(&at, left.start).await;
             let ended = self.read_at(&at, &mut left, chain.clone()).await;
             tried += 1;
             let error = match ended {
@@ -71,27 +104,15 @@ impl Hands {
         }
     }
 
-    /// Waits for a turn at the registry, which the tracker hears of. What is small is over before one is there.
-    async fn turn(&self, at: &Located, index: u32) -> Option<Turn> {
-        if self.want.len <= SMALL_MAX {
-            return None;
-        }
-        let mut taking = std::pin::pin!(self.parts.turns.take(&at.repository().host));
-        loop {
-            match tokio::time::timeout(BEAT, &mut taking).await {
-                Ok(turn) => return Some(turn),
-                Err(_) => self.tell(News::Reading(index)).await,
-            }
-        }
-    }
-
     /// Reads what is `left` of a run.
     async fn read_at(&self, at: &Located, left: &mut Run, chain: Option<Arc<Chain>>) -> Ended {
         let layout = self.arrival.layout();
         let run = left.clone();
         let range = layout.range(run.start).start..layout.range(run.end - 1).end;
-        let opening =
-            self.patiently(at, tokio::time::Instant::now(), self.parts.origin.read(at, range.clone()));
+        let leave =
+            Arc::new(TurnOf { hands: self.clone(), index: run.start, asker: at.lead().asker.clone() });
+        let reading = self.parts.origin.read_with(at, range.clone(), leave);
+        let opening = self.patiently(at, tokio::time::Instant::now(), reading);
         let mut body = match opening.await.and_then(|body| body) {
             Ok(body) => body,
             Err(error) => return Ended::Origin(Arc::new(error)),

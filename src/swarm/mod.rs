@@ -15,7 +15,7 @@ mod turns;
 
 pub use self::{
     trackers::{Seat, TrackError, Trackers},
-    turns::{NoPlace, Place, Readers, Turn, TurnMetrics, Turns, Word},
+    turns::{NoPlace, Place, Turn, TurnMetrics, Turns, Word},
 };
 
 #[cfg(test)]

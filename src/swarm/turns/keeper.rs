@@ -1,9 +1,10 @@
 //! Who may read from which registry host now: asks in, grants out, time given.
 //!
 //! A turn is one connection that reads blobs from a host. The keeper of a host gives out so many at a time, in the order
-//! of asking, and one member has at most half of them while others wait. Whoever has had a turn for a while is asked to
-//! give it back when somebody waits. A registry that has had enough is left alone for as long as it asks, and has half
-//! as many readers afterwards; they come back one after the other.
+//! of asking, and one member has at most half of them while others wait. Whoever has a turn keeps it from read to read,
+//! until it is told that somebody waits. A registry that has had enough is left alone for as long as it asks, and has
+//! half as many readers afterwards; they come back one after the other. What one member says again and no other does,
+//! is its own matter.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,13 +20,14 @@ pub(super) type Ticket = u64;
 const HOSTS_MAX: usize = 1024;
 /// Places that one member has in all queues together: leases of a hundred layers that it pulls at once.
 const PLACES_MAX: usize = 512;
-/// After so long a turn is asked back if somebody waits: some twenty leases, of which each is read in 50 ms.
-const TURN_TIME: Duration = Duration::from_secs(1);
 /// After so long one counts no more: its holder reads one run for a minute, or keeps it for nothing.
 const TURN_MAX: Duration = Duration::from_secs(60);
-/// The least and the most that a registry is left alone for: without a `Retry-After`, and whatever it asks.
+/// The least and the most that a registry is left alone for: without a `Retry-After`, and whatever it asks. A client of
+/// the mirror is cut off after a minute without a byte; somebody is to have asked again by then.
 const QUIET_MIN: Duration = Duration::from_secs(1);
-const QUIET_MAX: Duration = Duration::from_secs(60);
+const QUIET_MAX: Duration = Duration::from_secs(20);
+/// What a member said is remembered for this long: the quotas of registries are counted by the minute and more.
+const WORD_KEPT: Duration = Duration::from_secs(300);
 /// Of readers that are met by the same limit only the first halves their number.
 const HALVED_FOR: Duration = Duration::from_secs(2);
 /// One reader more after so long without a word from the registry.
@@ -63,6 +65,10 @@ struct Host {
     out: Vec<Turn>,
     waiting: VecDeque<(Ticket, Name)>,
     quiet_until: Option<Instant>,
+    /// Members that were told to come later, and when.
+    told_off: BTreeMap<Name, Instant>,
+    /// Those of them that have no turns until then.
+    shy: BTreeMap<Name, Instant>,
     halved_at: Option<Instant>,
     recovers_at: Instant,
 }
@@ -72,6 +78,17 @@ struct Turn {
     name: Name,
     since: Instant,
     asked_back: bool,
+}
+
+/// What comes of a registry's word to one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It has no turn: its word counts for nothing.
+    Nothing,
+    /// Only this member is told off, again and again.
+    Alone(Duration),
+    /// Nobody has a turn for so long.
+    All(Duration),
 }
 
 impl Keeper {
@@ -110,31 +127,41 @@ impl Keeper {
         self.tick(now);
     }
 
-    /// The registry told a member that has a turn to come later. How long it is left alone; `None` without a turn,
-    /// whose word counts for nothing.
-    pub(super) fn throttled(
-        &mut self,
-        host: &str,
-        name: &str,
-        retry_after: Duration,
-        now: Instant,
-    ) -> Option<Duration> {
-        let host = self.hosts.get_mut(host)?;
-        if !host.out.iter().any(|turn| turn.name == name) {
-            return None;
+    /// The registry told a member that has a turn to come later.
+    pub(super) fn throttled(&mut self, host: &str, name: &str, retry_after: Duration, now: Instant) -> Heard {
+        let Some(host) = self.hosts.get_mut(host) else { return Heard::Nothing };
+        if host.turns_of(name) == 0 {
+            return Heard::Nothing;
         }
         let quiet = retry_after.clamp(QUIET_MIN, QUIET_MAX);
+        host.told_off.retain(|_, at| now.duration_since(*at) < WORD_KEPT);
+        let confirmed = host.told_off.keys().any(|other| other != name);
+        let again = host.told_off.insert(name.to_owned(), now).is_some();
+        if again && !confirmed {
+            host.shy.insert(name.to_owned(), now + quiet);
+            host.ask_back(&mut self.words, |turn| turn.name == name);
+            return Heard::Alone(quiet);
+        }
         host.quiet_until = host.quiet_until.max(Some(now + quiet));
         if host.halved_at.is_none_or(|at| now.duration_since(at) >= HALVED_FOR) {
             host.halved_at = Some(now);
             host.limit = (host.limit / 2).max(1);
         }
         host.recovers_at = now + quiet + RECOVERY;
-        for turn in host.out.iter_mut().filter(|turn| !turn.asked_back) {
-            turn.asked_back = true;
-            self.words.push((turn.ticket, Word::GiveBack));
+        host.ask_back(&mut self.words, |_| true);
+        Heard::All(quiet)
+    }
+
+    /// Members that are gone have no places: their connections may look open for minutes.
+    pub(super) fn only(&mut self, is_live: impl Fn(&str) -> bool) {
+        for host in self.hosts.values_mut() {
+            host.out.retain(|turn| is_live(&turn.name));
+            host.waiting.retain(|(_, name)| is_live(name));
         }
-        Some(quiet)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.hosts.is_empty()
     }
 
     /// Time passed: call it about ten times a second.
@@ -157,6 +184,8 @@ impl Host {
             out: Vec::new(),
             waiting: VecDeque::new(),
             quiet_until: None,
+            told_off: BTreeMap::new(),
+            shy: BTreeMap::new(),
             halved_at: None,
             recovers_at: now,
         }
@@ -178,6 +207,7 @@ impl Host {
         for turn in self.out.extract_if(.., |turn| now.duration_since(turn.since) >= TURN_MAX) {
             words.push((turn.ticket, Word::GiveBack));
         }
+        self.shy.retain(|_, until| now < *until);
         if self.quiet_until.is_some_and(|until| now < until) {
             return;
         }
@@ -186,22 +216,24 @@ impl Host {
             self.out.push(Turn { ticket, name, since: now, asked_back: false });
             words.push((ticket, Word::Go));
         }
-        let coming_back = self.out.iter().filter(|turn| turn.asked_back).count();
-        let had_long = |turn: &&mut Turn| !turn.asked_back && now.duration_since(turn.since) >= TURN_TIME;
-        let wanted = self.waiting.len().saturating_sub(coming_back);
-        for turn in self.out.iter_mut().filter(had_long).take(wanted) {
+        if !self.waiting.is_empty() {
+            self.ask_back(words, |_| true);
+        }
+    }
+
+    fn ask_back(&mut self, words: &mut Vec<(Ticket, Word)>, which: impl Fn(&Turn) -> bool) {
+        for turn in self.out.iter_mut().filter(|turn| !turn.asked_back && which(turn)) {
             turn.asked_back = true;
             words.push((turn.ticket, Word::GiveBack));
         }
     }
 
-    /// Who has waited longest, but for those that have half of the turns while others wait.
+    /// Who has waited longest; those that have half of the turns come after the others.
     fn next_in_turn(&mut self) -> Option<(Ticket, Name)> {
         let share = (self.limit / 2).max(1);
-        let first = &self.waiting.front()?.1;
-        let alone = self.waiting.iter().all(|(_, name)| name == first);
-        let fits = |(_, name): &(Ticket, Name)| alone || self.turns_of(name) < share;
-        let at = self.waiting.iter().position(fits)?;
+        let may = |(_, name): &(Ticket, Name)| !self.shy.contains_key(name);
+        let fits = |place: &(Ticket, Name)| may(place) && self.turns_of(&place.1) < share;
+        let at = self.waiting.iter().position(fits).or_else(|| self.waiting.iter().position(may))?;
         self.waiting.remove(at)
     }
 }
@@ -220,7 +252,7 @@ mod tests {
     fn so_many_read_at_a_time_in_the_order_of_asking() {
         let (mut keeper, now) = (Keeper::new(2), Instant::now());
         let [a, b, c] = ["a", "b", "c"].map(|name| keeper.ask(HOST, name, now).unwrap());
-        assert_eq!(told(&mut keeper), [(a, Word::Go), (b, Word::Go)]);
+        assert_eq!(told(&mut keeper)[..2], [(a, Word::Go), (b, Word::Go)]);
         keeper.ask("other.local", "a", now).unwrap();
         assert_eq!(told(&mut keeper).len(), 1, "another host has turns of its own");
         keeper.left(a, now);
@@ -231,65 +263,83 @@ mod tests {
     fn a_turn_is_asked_back_when_somebody_waits() {
         let (mut keeper, now) = (Keeper::new(1), Instant::now());
         let a = keeper.ask(HOST, "a", now).unwrap();
-        keeper.tick(now + 2 * TURN_TIME);
+        keeper.tick(now + 2 * QUIET_MIN);
         assert_eq!(told(&mut keeper), [(a, Word::Go)], "nobody waits");
-        let b = keeper.ask(HOST, "b", now + 2 * TURN_TIME).unwrap();
+        let b = keeper.ask(HOST, "b", now + 2 * QUIET_MIN).unwrap();
         assert_eq!(told(&mut keeper), [(a, Word::GiveBack)]);
-        keeper.tick(now + 3 * TURN_TIME);
+        keeper.tick(now + 3 * QUIET_MIN);
         assert_eq!(told(&mut keeper), [], "once");
-        keeper.left(a, now + 3 * TURN_TIME);
-        assert_eq!(told(&mut keeper), [(b, Word::Go)]);
+        let c = keeper.ask(HOST, "c", now + 3 * QUIET_MIN).unwrap();
+        keeper.left(a, now + 3 * QUIET_MIN);
+        assert_eq!(told(&mut keeper), [(b, Word::Go), (b, Word::GiveBack)], "somebody waits already");
+        keeper.left(b, now + 3 * QUIET_MIN);
+        assert_eq!(told(&mut keeper), [(c, Word::Go)]);
     }
 
     #[test]
     fn one_member_does_not_keep_the_others_out() {
         let (mut keeper, now) = (Keeper::new(4), Instant::now());
         let greedy: Vec<Ticket> = (0..PLACES_MAX).map(|_| keeper.ask(HOST, "a", now).unwrap()).collect();
-        assert_eq!(told(&mut keeper).len(), 4, "nobody else waits");
+        let go = |words: Vec<(Ticket, Word)>| -> Vec<Ticket> {
+            words.into_iter().filter(|(_, word)| *word == Word::Go).map(|(ticket, _)| ticket).collect()
+        };
+        assert_eq!(go(told(&mut keeper)), greedy[..4], "nobody else waits");
         assert_eq!(keeper.ask(HOST, "a", now), Err(NoPlace::Member("a".into())));
         let b = keeper.ask(HOST, "b", now).unwrap();
         keeper.left(greedy[0], now);
-        assert_eq!(told(&mut keeper), [(b, Word::Go)], "three of four are more than half");
-        // It gives nothing back: its turns count for a minute.
-        let c = keeper.ask(HOST, "c", now).unwrap();
+        assert_eq!(go(told(&mut keeper)), [b], "three of four are more than half");
+        keeper.left(b, now);
+        assert_eq!(go(told(&mut keeper)), [greedy[4]], "what nobody else wants is not kept back");
+        // It gives nothing back: its turns count for a minute, or until it is gone.
+        let [c, d] = ["c", "d"].map(|name| keeper.ask(HOST, name, now).unwrap());
         keeper.tick(now + TURN_MAX);
-        assert!(told(&mut keeper).contains(&(c, Word::Go)));
+        assert!(go(told(&mut keeper)).contains(&c));
+        keeper.only(|name| name != "a");
+        keeper.tick(now + TURN_MAX);
+        assert!(go(told(&mut keeper)).len() <= 1, "{d} has its turn by now");
+        assert!(keeper.hosts[HOST].waiting.is_empty() && keeper.hosts[HOST].out.len() == 2);
     }
 
     #[test]
     fn a_registry_that_has_had_enough_is_left_alone_and_then_read_by_fewer() {
         let (mut keeper, now) = (Keeper::new(4), Instant::now());
         let out: Vec<Ticket> = ["a", "b", "c", "d"].map(|name| keeper.ask(HOST, name, now).unwrap()).into();
+        told(&mut keeper);
         let wait = Duration::from_secs(5);
-        assert_eq!(keeper.throttled(HOST, "stranger", wait, now), None);
-        assert_eq!(keeper.throttled(HOST, "a", wait, now), Some(wait));
-        assert_eq!(keeper.throttled(HOST, "b", Duration::MAX, now), Some(QUIET_MAX), "not for ever");
+        assert_eq!(keeper.throttled(HOST, "stranger", wait, now), Heard::Nothing);
+        assert_eq!(keeper.throttled(HOST, "a", wait, now), Heard::All(wait));
+        assert_eq!(told(&mut keeper).len(), 4, "all are asked back");
+        assert_eq!(keeper.throttled(HOST, "b", Duration::MAX, now), Heard::All(QUIET_MAX), "not for ever");
         out.iter().for_each(|&ticket| keeper.left(ticket, now));
         for name in ["a", "b", "c", "d"] {
             keeper.ask(HOST, name, now).unwrap();
         }
-        told(&mut keeper);
         keeper.tick(now + QUIET_MAX - Duration::from_millis(1));
         assert_eq!(told(&mut keeper), []);
+        let go = |keeper: &mut Keeper| told(keeper).iter().filter(|(_, word)| *word == Word::Go).count();
         keeper.tick(now + QUIET_MAX);
-        assert_eq!(told(&mut keeper).len(), 2, "halved once");
+        assert_eq!(go(&mut keeper), 2, "halved once");
         keeper.tick(now + QUIET_MAX + RECOVERY);
-        let go = told(&mut keeper).iter().filter(|(_, word)| *word == Word::Go).count();
-        assert_eq!(go, 1);
+        assert_eq!(go(&mut keeper), 1);
     }
 
     #[test]
-    fn what_is_said_again_makes_no_pause_longer_than_it_is() {
+    fn what_one_member_alone_is_told_again_holds_up_no_other() {
         let (mut keeper, now) = (Keeper::new(4), Instant::now());
-        let a = keeper.ask(HOST, "a", now).unwrap();
-        let second = Duration::from_secs(1);
-        for repeated in 0..10 {
-            keeper.throttled(HOST, "a", 3 * second - repeated * second / 4, now + repeated * second / 4);
-        }
-        let b = keeper.ask(HOST, "b", now).unwrap();
+        keeper.ask(HOST, "a", now).unwrap();
+        assert_eq!(keeper.throttled(HOST, "a", QUIET_MIN, now), Heard::All(QUIET_MIN));
+        let later = now + 2 * QUIET_MIN;
+        assert_eq!(keeper.throttled(HOST, "a", QUIET_MAX, later), Heard::Alone(QUIET_MAX));
         told(&mut keeper);
-        keeper.left(a, now + 4 * second);
-        assert_eq!(told(&mut keeper), [(b, Word::Go)]);
+        let again = keeper.ask(HOST, "a", later).unwrap();
+        let b = keeper.ask(HOST, "b", later).unwrap();
+        let words = told(&mut keeper);
+        assert!(words.contains(&(b, Word::Go)) && !words.contains(&(again, Word::Go)), "{words:?}");
+        assert_eq!(
+            keeper.throttled(HOST, "b", QUIET_MIN, later),
+            Heard::All(QUIET_MIN),
+            "a second one says so"
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! ```
 //! Trackers limit the readers of a digest; the keeper of a host limits those of all digests. A turn goes from one lease
 //! of this node to the next until somebody else waits for it, so that it costs a question now and then and not one a
-//! lease. A keeper is a help and no condition: whoever cannot reach one reads without a turn.
+//! lease. A keeper is a help and no condition: whoever cannot reach one reads without a turn, and does not ask it again
+//! for a while.
 
 mod keeper;
 
@@ -25,11 +26,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Streaming;
 
-use self::keeper::{Keeper, Ticket};
+use self::keeper::{Heard, Keeper, Ticket};
 pub use self::keeper::{NoPlace, Word};
 use crate::{
     mesh::Mesh,
@@ -39,14 +40,13 @@ use crate::{
 
 /// A keeper that does not say within this that it has heard is done without: a connection takes a few milliseconds.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
-/// Nobody waits longer for a turn: a cluster that is slower than this with its turns is no faster without, but a keeper
-/// that has lost count must not hold up a pull.
-const WAIT_MAX: Duration = Duration::from_secs(90);
-/// A turn that nobody needs is kept for the next lease for this long: leases follow each other within milliseconds.
+/// Nobody waits longer for a turn: half of what makes the mirror cut off a client that gets nothing.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// A host whose keeper gave no turn is read without for this long.
+const UNASKED_FOR: Duration = Duration::from_secs(15);
+/// A turn that nobody waits for is kept for the next lease for this long: leases follow each other within milliseconds.
 const KEPT_FOR: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(100);
-/// More connections than this no registry is read over by one node.
-const OWN_MAX: usize = 1024;
 /// Words to one place that may be unread: there are two in a place's life.
 const WORDS_MAX: usize = 4;
 
@@ -88,9 +88,8 @@ struct Inner {
     mesh: Mesh,
     metrics: TurnMetrics,
     kept: Mutex<Kept>,
-    readers: Readers,
-    /// Reads of this node that have a turn or wait for one, by host.
-    own: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Hosts that are read without turns, since when.
+    unasked: Mutex<HashMap<String, Instant>>,
     /// Turns between two leases, by host.
     idle: Mutex<HashMap<String, Vec<(Held, Instant)>>>,
 }
@@ -118,31 +117,21 @@ pub struct Turn {
     turns: Turns,
     host: String,
     held: Option<Held>,
-    _own: OwnedSemaphorePermit,
-}
-
-/// How many read from one registry host at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Readers {
-    /// All members together.
-    pub all: usize,
-    /// This node: it has no more connections to one.
-    pub own: usize,
 }
 
 impl Turns {
-    /// Starts the task that keeps the time; it ends with `stop`.
+    /// At most `readers_max` read from one host. Starts the task that keeps the time; it ends with `stop`.
     #[must_use]
     pub fn new(
         mesh: Mesh,
-        readers: Readers,
+        readers_max: usize,
         metrics: TurnMetrics,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        let kept = Kept { keeper: Keeper::new(readers.all), owners: HashMap::new() };
+        let kept = Kept { keeper: Keeper::new(readers_max), owners: HashMap::new() };
         let kept = Mutex::new(kept);
-        let inner = Inner { mesh, metrics, readers, kept, own: Mutex::default(), idle: Mutex::default() };
+        let inner = Inner { mesh, metrics, kept, unasked: Mutex::default(), idle: Mutex::default() };
         let inner = Arc::new(inner);
         tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
         Self(inner)
@@ -150,26 +139,30 @@ impl Turns {
 
     /// Waits for leave to read from `host`; without one if nobody can give it.
     pub async fn take(&self, host: &str) -> Turn {
-        let own = || Arc::new(Semaphore::new(self.0.readers.own.clamp(1, OWN_MAX)));
-        let own = Arc::clone(self.0.own.lock().entry(host.to_owned()).or_insert_with(own));
-        let own = own.acquire_owned().await.expect("never closed");
-        let turn = |held| Turn { turns: self.clone(), host: host.to_owned(), held, _own: own };
+        let turn = |held| Turn { turns: self.clone(), host: host.to_owned(), held };
         if let Some(held) = self.idle(host) {
             return turn(Some(held));
+        }
+        let is_alone = self.0.mesh.members().iter().all(|member| member.name == self.0.mesh.me().name);
+        if is_alone || self.0.unasked.lock().contains_key(host) {
+            return turn(None);
         }
         let asked = tokio::time::timeout(WAIT_MAX, self.ask(host)).await;
         let (outcome, held) = match asked {
             Ok(Ok(held)) => ("given", Some(held)),
             Ok(Err(why)) => {
-                tracing::debug!(%host, "reads without a turn: {why}");
+                tracing::info!(%host, "for {UNASKED_FOR:?} reads are without turns: {why}");
                 ("unkept", None)
             }
             Err(_) => {
-                tracing::info!(%host, "reads without a turn: none came within {WAIT_MAX:?}");
+                tracing::info!(%host, "for {UNASKED_FOR:?} reads are without turns: none came within {WAIT_MAX:?}");
                 ("late", None)
             }
         };
         self.0.metrics.turns.get_or_create(&Outcome { outcome }).inc();
+        if held.is_none() {
+            self.0.unasked.lock().insert(host.to_owned(), Instant::now());
+        }
         turn(held)
     }
 
@@ -196,15 +189,21 @@ impl Turns {
 
     /// The answering side of a member's [`Turns::throttled`].
     pub fn heard_throttled(&self, host: &str, name: &str, retry_after: Duration) {
-        let quiet = {
+        let heard = {
             let mut kept = self.0.kept.lock();
-            let quiet = kept.keeper.throttled(host, name, retry_after, Instant::now());
+            let heard = kept.keeper.throttled(host, name, retry_after, Instant::now());
             kept.deliver();
-            quiet
+            heard
         };
-        if let Some(quiet) = quiet {
-            self.0.metrics.throttled.inc();
-            tracing::info!(%host, member = %name, "the registry has had enough: nobody reads from it for {quiet:?}");
+        match heard {
+            Heard::Nothing => {}
+            Heard::Alone(quiet) => {
+                tracing::info!(%host, member = %name, "the registry throttles only this member: no turns for {quiet:?}");
+            }
+            Heard::All(quiet) => {
+                self.0.metrics.throttled.inc();
+                tracing::info!(%host, member = %name, "the registry throttles: nobody has a turn for {quiet:?}");
+            }
         }
     }
 
@@ -236,7 +235,10 @@ impl Turns {
             };
         }
         let asking = async {
-            let channel = self.0.mesh.control(&keeper).await.map_err(|error| error.to_string())?;
+            let channel = self.0.mesh.control(&keeper).await.map_err(|error| {
+                self.0.mesh.failed(&keeper.name);
+                error.to_string()
+            })?;
             let request = wire::TakeRequest { host: host.to_owned() };
             TurnsClient::new(channel).take(request).await.map_err(|status| status.to_string())
         };
@@ -334,8 +336,13 @@ async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
             over
         };
         drop(over);
-        inner.own.lock().retain(|_, own| Arc::strong_count(own) > 1);
+        inner.unasked.lock().retain(|_, since| now.duration_since(*since) < UNASKED_FOR);
         let mut kept = inner.kept.lock();
+        if kept.keeper.is_idle() {
+            continue;
+        }
+        let (me, live) = (inner.mesh.me(), inner.mesh.members());
+        kept.keeper.only(|name| name == me.name || live.iter().any(|member| member.name == name));
         kept.keeper.tick(now);
         kept.deliver();
     }

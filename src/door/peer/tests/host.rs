@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::*;
-use crate::swarm::Readers;
 
 const LIMIT: usize = 3;
 const BLOBS: usize = 8;
@@ -26,23 +25,30 @@ struct Host {
     /// After so many answers it wants to be left alone.
     enough: usize,
     quiet_until: Mutex<Option<Instant>>,
+    /// It says so without an end, and not for how long.
+    for_ever: bool,
     refused: AtomicUsize,
 }
 
 impl Host {
     fn new(enough: usize) -> Arc<Self> {
+        Arc::new(Self::that_has(enough))
+    }
+
+    fn that_has(enough: usize) -> Self {
         let blob =
             |number: usize| -> Bytes { (0..LEN).map(|i| ((i * 31) >> 7) as u8 ^ number as u8).collect() };
         let blobs = (0..BLOBS).map(blob).map(|blob| (Digest::of(Algorithm::Sha256, &blob).to_string(), blob));
-        Arc::new(Self {
+        Self {
             blobs: blobs.collect(),
             reading: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),
             enough,
             quiet_until: Mutex::default(),
+            for_ever: false,
             refused: AtomicUsize::new(0),
-        })
+        }
     }
 
     async fn up(self: &Arc<Self>, crowd: &Crowd) -> SocketAddr {
@@ -74,9 +80,11 @@ impl Host {
             return Ok(response.body(Full::default()).unwrap());
         }
         if let Some(wait) = self.refuses() {
-            let seconds = wait.as_millis().div_ceil(1000).to_string();
-            let response = response.status(StatusCode::TOO_MANY_REQUESTS);
-            return Ok(response.header(header::RETRY_AFTER, seconds).body(Full::default()).unwrap());
+            let mut response = response.status(StatusCode::TOO_MANY_REQUESTS);
+            if !self.for_ever {
+                response = response.header(header::RETRY_AFTER, wait.as_millis().div_ceil(1000).to_string());
+            }
+            return Ok(response.body(Full::default()).unwrap());
         }
         self.most.fetch_max(self.reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         tokio::time::sleep(ANSWER).await;
@@ -92,7 +100,7 @@ impl Host {
     /// How long it still wants to be left alone.
     fn refuses(&self) -> Option<Duration> {
         let mut quiet_until = self.quiet_until.lock();
-        if self.answered.fetch_add(1, Ordering::SeqCst) == self.enough {
+        if self.answered.fetch_add(1, Ordering::SeqCst) == self.enough || self.for_ever {
             *quiet_until = Some(Instant::now() + QUIET);
         }
         let left = quiet_until.map(|until| until.saturating_duration_since(Instant::now()))?;
@@ -105,8 +113,7 @@ impl Host {
 
 /// Four nodes, and what they want of the host: all of its blobs.
 async fn crowd_of(host: &Arc<Host>) -> (Crowd, Vec<Want>) {
-    let readers = Readers { all: LIMIT, own: 4 };
-    let settings = pull::Settings { readers, ..pull::Settings::default() };
+    let settings = pull::Settings { host_readers: LIMIT, ..pull::Settings::default() };
     let crowd = Crowd::with(4, 1, true, settings).await;
     let address = host.up(&crowd).await.to_string();
     let want = |digest: &String| Want {
@@ -169,4 +176,18 @@ async fn a_host_that_has_had_enough_is_left_alone_by_the_readers_of_all_digests(
     println!("{BLOBS} blobs, Retry-After of {QUIET:?}: {refused} requests refused");
     // Those that were out, and those that were let go before all had heard of it.
     assert!((1..=2 * LIMIT).contains(&refused), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_never_has_time_is_given_up() {
+    let host = Arc::new(Host { for_ever: true, ..Host::that_has(0) });
+    let (crowd, wants) = crowd_of(&host).await;
+    let pulls: Vec<_> = crowd.nodes.iter().map(|node| node.pulls.start(wants[0].clone())).collect();
+    for pull in pulls {
+        let ended = tokio::time::timeout(2 * GUARD, pull.proven()).await.expect("a pull hangs");
+        let error = ended.err().expect("nobody has it");
+        assert_eq!(error.reason(), "origin_throttled");
+    }
+    println!("never an answer: {} requests", host.refused.load(Ordering::SeqCst));
+    crowd.down().await;
 }
