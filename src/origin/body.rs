@@ -60,7 +60,7 @@ struct Stream {
     len: u64,
     /// Bytes that it had in all.
     whole: u64,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
     _leave: Option<Box<dyn Send + Sync>>,
 }
 
@@ -174,12 +174,7 @@ impl Body {
                             self.rounds.answered();
                             return Ok(connected);
                         }
-                        Err(error) => {
-                            if let Some(leave) = leave.filter(|_| error.is_throttled()) {
-                                leave.throttled(&self.at.repository.host, error.retry_after());
-                            }
-                            self.rounds.failed(error);
-                        }
+                        Err(error) => self.rounds.failed(error),
                     }
                 }
                 Some(Step::Wait(wait)) => sleep(wait).await,
@@ -197,11 +192,31 @@ async fn connect(
     wanted: &Range<u64>,
     leave: Option<&dyn Leave>,
 ) -> Result<(Stream, bool), OriginError> {
-    let permit = shared.gates.body(endpoint).await;
-    let leave = match leave {
-        Some(leave) => Some(leave.wait(&at.repository.host).await),
-        None => None,
+    let host = &at.repository.host;
+    // Whoever needs no leave does not wait behind those who do.
+    let (permit, held) = match leave {
+        Some(leave) => (shared.gates.body(endpoint).await, Some(leave.wait(host).await)),
+        None => (shared.gates.question(endpoint).await, None),
     };
+    let answer = answered(shared, endpoint, at, wanted).await;
+    match (answer, held, leave) {
+        (Ok((stream, ranged)), held, _) => {
+            Ok((Stream { _permit: Some(permit), _leave: held, ..stream }, ranged))
+        }
+        (Err(error), Some(held), Some(leave)) if error.is_throttled() => {
+            leave.throttled(host, error.retry_after(), held);
+            Err(error)
+        }
+        (Err(error), ..) => Err(error),
+    }
+}
+
+async fn answered(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    at: &Located,
+    wanted: &Range<u64>,
+) -> Result<(Stream, bool), OriginError> {
     let range = format!("bytes={}-{}", wanted.start, wanted.end - 1);
     let mut answer = ask(shared, endpoint, at, Some(&range)).await?;
     if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
@@ -216,7 +231,7 @@ async fn connect(
     let Framing { start, len, ranged } = framing;
     let skip = wanted.start - start;
     let incoming = answer.response.into_body();
-    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: permit, _leave: leave };
+    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: None, _leave: None };
     Ok((stream, ranged))
 }
 

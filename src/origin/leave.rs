@@ -10,6 +10,6 @@ pub trait Leave: Send + Sync {
     /// asked for anew where a connection broke or was refused, and not held in between.
     fn wait<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Box<dyn Send + Sync>>;
 
-    /// The registry told us to come later.
-    fn throttled(&self, host: &str, retry_after: Option<Duration>);
+    /// The registry told us to come later; `held` is what was given for this connection.
+    fn throttled(&self, host: &str, retry_after: Option<Duration>, held: Box<dyn Send + Sync>);
 }

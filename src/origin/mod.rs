@@ -314,7 +314,8 @@ impl Origin {
         Box::pin(Body::open(self.shared.clone(), at.clone(), range, None)).await
     }
 
-    /// As [`Origin::read`], with leave for each connection.
+    /// As [`Origin::read`], with leave for each connection. What is read without is read beside the node's limit on
+    /// reads: as one of its short questions.
     ///
     /// # Errors
     /// As [`Origin::read`].

@@ -211,8 +211,13 @@ impl Pulls {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
         let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
-        let turns =
-            Turns::new(mesh.clone(), settings.host_readers, metrics.turns.clone(), &tasks, stop.clone());
+        let turns = Turns::new(
+            mesh.clone(),
+            settings.host_readers,
+            metrics.turns.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,

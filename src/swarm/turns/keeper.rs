@@ -20,6 +20,10 @@ pub(super) type Ticket = u64;
 const HOSTS_MAX: usize = 1024;
 /// Places that one member has in all queues together: leases of a hundred layers that it pulls at once.
 const PLACES_MAX: usize = 512;
+/// A turn is asked back when it is this old and somebody waits: some leases, each of which would else cost a question.
+const TURN_TIME: Duration = Duration::from_millis(300);
+/// One that was asked back this long ago does not come back, and another one is asked back for it.
+const BACK_WITHIN: Duration = Duration::from_secs(2);
 /// After so long one counts no more: its holder reads one run for a minute, or keeps it for nothing.
 const TURN_MAX: Duration = Duration::from_secs(60);
 /// The least and the most that a registry is left alone for: without a `Retry-After`, and whatever it asks. A client of
@@ -77,7 +81,7 @@ struct Turn {
     ticket: Ticket,
     name: Name,
     since: Instant,
-    asked_back: bool,
+    asked_back: Option<Instant>,
 }
 
 /// What comes of a registry's word to one member.
@@ -139,7 +143,7 @@ impl Keeper {
         let again = host.told_off.insert(name.to_owned(), now).is_some();
         if again && !confirmed {
             host.shy.insert(name.to_owned(), now + quiet);
-            host.ask_back(&mut self.words, |turn| turn.name == name);
+            host.ask_back(now, usize::MAX, &mut self.words, |turn| turn.name == name);
             return Heard::Alone(quiet);
         }
         host.quiet_until = host.quiet_until.max(Some(now + quiet));
@@ -148,16 +152,24 @@ impl Keeper {
             host.limit = (host.limit / 2).max(1);
         }
         host.recovers_at = now + quiet + RECOVERY;
-        host.ask_back(&mut self.words, |_| true);
+        host.ask_back(now, usize::MAX, &mut self.words, |_| true);
         Heard::All(quiet)
     }
 
-    /// Members that are gone have no places: their connections may look open for minutes.
-    pub(super) fn only(&mut self, is_live: impl Fn(&str) -> bool) {
+    /// Members that are gone have no places: their connections may look open for minutes. The places that were theirs.
+    pub(super) fn only(&mut self, is_live: impl Fn(&str) -> bool) -> Vec<Ticket> {
+        let mut gone = Vec::new();
         for host in self.hosts.values_mut() {
-            host.out.retain(|turn| is_live(&turn.name));
-            host.waiting.retain(|(_, name)| is_live(name));
+            gone.extend(host.out.extract_if(.., |turn| !is_live(&turn.name)).map(|turn| turn.ticket));
+            host.waiting.retain(|(ticket, name)| {
+                let live = is_live(name);
+                if !live {
+                    gone.push(*ticket);
+                }
+                live
+            });
         }
+        gone
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -173,7 +185,7 @@ impl Keeper {
             }
             host.settle(now, &mut self.words);
         }
-        self.hosts.retain(|_, host| host.limit < self.readers_max || !host.is_idle());
+        self.hosts.retain(|_, host| host.limit < self.readers_max || !host.is_over(now));
     }
 }
 
@@ -191,8 +203,10 @@ impl Host {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.out.is_empty() && self.waiting.is_empty()
+    /// Nobody reads from it, and nothing is known of it that counts.
+    fn is_over(&mut self, now: Instant) -> bool {
+        self.told_off.retain(|_, at| now.duration_since(*at) < WORD_KEPT);
+        self.out.is_empty() && self.waiting.is_empty() && self.told_off.is_empty()
     }
 
     fn turns_of(&self, name: &str) -> usize {
@@ -213,17 +227,25 @@ impl Host {
         }
         while self.out.len() < self.limit {
             let Some((ticket, name)) = self.next_in_turn() else { break };
-            self.out.push(Turn { ticket, name, since: now, asked_back: false });
+            self.out.push(Turn { ticket, name, since: now, asked_back: None });
             words.push((ticket, Word::Go));
         }
-        if !self.waiting.is_empty() {
-            self.ask_back(words, |_| true);
-        }
+        let comes_back =
+            |turn: &&Turn| turn.asked_back.is_some_and(|at| now.duration_since(at) < BACK_WITHIN);
+        let wanted = self.waiting.len().saturating_sub(self.out.iter().filter(comes_back).count());
+        self.ask_back(now, wanted, words, |turn| now.duration_since(turn.since) >= TURN_TIME);
     }
 
-    fn ask_back(&mut self, words: &mut Vec<(Ticket, Word)>, which: impl Fn(&Turn) -> bool) {
-        for turn in self.out.iter_mut().filter(|turn| !turn.asked_back && which(turn)) {
-            turn.asked_back = true;
+    fn ask_back(
+        &mut self,
+        now: Instant,
+        at_most: usize,
+        words: &mut Vec<(Ticket, Word)>,
+        which: impl Fn(&Turn) -> bool,
+    ) {
+        let asked = self.out.iter_mut().filter(|turn| turn.asked_back.is_none() && which(turn));
+        for turn in asked.take(at_most) {
+            turn.asked_back = Some(now);
             words.push((turn.ticket, Word::GiveBack));
         }
     }
@@ -271,7 +293,9 @@ mod tests {
         assert_eq!(told(&mut keeper), [], "once");
         let c = keeper.ask(HOST, "c", now + 3 * QUIET_MIN).unwrap();
         keeper.left(a, now + 3 * QUIET_MIN);
-        assert_eq!(told(&mut keeper), [(b, Word::Go), (b, Word::GiveBack)], "somebody waits already");
+        assert_eq!(told(&mut keeper), [(b, Word::Go)]);
+        keeper.tick(now + 3 * QUIET_MIN + TURN_TIME);
+        assert_eq!(told(&mut keeper), [(b, Word::GiveBack)], "somebody waits already");
         keeper.left(b, now + 3 * QUIET_MIN);
         assert_eq!(told(&mut keeper), [(c, Word::Go)]);
     }
@@ -294,7 +318,11 @@ mod tests {
         let [c, d] = ["c", "d"].map(|name| keeper.ask(HOST, name, now).unwrap());
         keeper.tick(now + TURN_MAX);
         assert!(go(told(&mut keeper)).contains(&c));
-        keeper.only(|name| name != "a");
+        assert_eq!(
+            keeper.only(|name| name != "a").len(),
+            PLACES_MAX - 5,
+            "one has left, four were out too long"
+        );
         keeper.tick(now + TURN_MAX);
         assert!(go(told(&mut keeper)).len() <= 1, "{d} has its turn by now");
         assert!(keeper.hosts[HOST].waiting.is_empty() && keeper.hosts[HOST].out.len() == 2);
@@ -340,6 +368,29 @@ mod tests {
             Heard::All(QUIET_MIN),
             "a second one says so"
         );
+    }
+
+    #[test]
+    fn who_does_not_give_back_is_made_up_for_by_others() {
+        let (mut keeper, now) = (Keeper::new(3), Instant::now());
+        let out = ["a", "b", "c"].map(|name| keeper.ask(HOST, name, now).unwrap());
+        told(&mut keeper);
+        let later = now + TURN_TIME;
+        keeper.ask(HOST, "d", later).unwrap();
+        assert_eq!(told(&mut keeper), [(out[0], Word::GiveBack)], "one waits");
+        keeper.tick(later + BACK_WITHIN);
+        assert_eq!(told(&mut keeper), [(out[1], Word::GiveBack)]);
+    }
+
+    #[test]
+    fn a_quiet_outlasts_the_last_reader() {
+        let (mut keeper, now) = (Keeper::new(1), Instant::now());
+        let a = keeper.ask(HOST, "a", now).unwrap();
+        keeper.throttled(HOST, "a", QUIET_MAX, now);
+        keeper.left(a, now);
+        told(&mut keeper);
+        keeper.ask(HOST, "a", now + QUIET_MIN).unwrap();
+        assert_eq!(told(&mut keeper), []);
     }
 
     #[test]

@@ -14,8 +14,11 @@
 mod keeper;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -38,15 +41,22 @@ use crate::{
     wire::mesh::{self as wire, turns_client::TurnsClient},
 };
 
-/// A keeper that does not say within this that it has heard is done without: a connection takes a few milliseconds.
-const ANSWER_MAX: Duration = Duration::from_millis(500);
+/// A keeper that does not say within this that it has heard is done without: a far one that is busy takes half of it to
+/// be connected to.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Nobody waits longer for a turn: half of what makes the mirror cut off a client that gets nothing.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// A host whose keeper gave no turn is read without for this long.
+/// So many waits in a row that were too long are the keeper's fault, not the crowd's.
+const LATE_MAX: u32 = 8;
+/// A host whose keeper cannot be reached, or gives no turns, is read without for this long.
 const UNASKED_FOR: Duration = Duration::from_secs(15);
 /// A turn that nobody waits for is kept for the next lease for this long: leases follow each other within milliseconds.
-const KEPT_FOR: Duration = Duration::from_millis(300);
+const KEPT_FOR: Duration = Duration::from_millis(100);
+/// A turn between two leases hears within this that somebody waits.
+const SWEEP: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two looks at who is a member still.
+const TICKS_PER_LOOK: usize = 10;
 /// Words to one place that may be unread: there are two in a place's life.
 const WORDS_MAX: usize = 4;
 
@@ -90,6 +100,10 @@ struct Inner {
     kept: Mutex<Kept>,
     /// Hosts that are read without turns, since when.
     unasked: Mutex<HashMap<String, Instant>>,
+    /// Waits in a row that were too long, by host.
+    late: Mutex<HashMap<String, u32>>,
+    tasks: TaskTracker,
+    sweeps: AtomicBool,
     /// Turns between two leases, by host.
     idle: Mutex<HashMap<String, Vec<(Held, Instant)>>>,
 }
@@ -126,14 +140,23 @@ impl Turns {
         mesh: Mesh,
         readers_max: usize,
         metrics: TurnMetrics,
-        tasks: &TaskTracker,
+        tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         let kept = Kept { keeper: Keeper::new(readers_max), owners: HashMap::new() };
         let kept = Mutex::new(kept);
-        let inner = Inner { mesh, metrics, kept, unasked: Mutex::default(), idle: Mutex::default() };
+        let inner = Inner {
+            mesh,
+            metrics,
+            kept,
+            unasked: Mutex::default(),
+            late: Mutex::default(),
+            tasks,
+            sweeps: AtomicBool::new(false),
+            idle: Mutex::default(),
+        };
         let inner = Arc::new(inner);
-        tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
+        inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
         Self(inner)
     }
 
@@ -155,12 +178,24 @@ impl Turns {
                 ("unkept", None)
             }
             Err(_) => {
-                tracing::info!(%host, "for {UNASKED_FOR:?} reads are without turns: none came within {WAIT_MAX:?}");
+                tracing::info!(%host, "reads without a turn: none came within {WAIT_MAX:?}");
                 ("late", None)
             }
         };
         self.0.metrics.turns.get_or_create(&Outcome { outcome }).inc();
-        if held.is_none() {
+        let is_keepers_fault = match outcome {
+            "late" => {
+                let mut late = self.0.late.lock();
+                let late = late.entry(host.to_owned()).or_default();
+                *late += 1;
+                *late >= LATE_MAX
+            }
+            _ => {
+                self.0.late.lock().remove(host);
+                held.is_none()
+            }
+        };
+        if is_keepers_fault {
             self.0.unasked.lock().insert(host.to_owned(), Instant::now());
         }
         turn(held)
@@ -296,8 +331,12 @@ impl Drop for Turn {
         if let Some(mut held) = self.held.take()
             && !held.is_over()
         {
-            let mut idle = self.turns.0.idle.lock();
-            idle.entry(std::mem::take(&mut self.host)).or_default().push((held, Instant::now()));
+            let inner = &self.turns.0;
+            inner.idle.lock().entry(std::mem::take(&mut self.host)).or_default().push((held, Instant::now()));
+            let is_runtime_there = tokio::runtime::Handle::try_current().is_ok();
+            if is_runtime_there && !inner.sweeps.swap(true, Ordering::AcqRel) {
+                inner.tasks.spawn(sweep(Arc::downgrade(inner)));
+            }
         }
     }
 }
@@ -312,20 +351,15 @@ impl Kept {
     }
 }
 
-async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Gives up what nobody has needed, or somebody waits for, until nothing is left.
+async fn sweep(inner: Weak<Inner>) {
     loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            _ = ticks.tick() => {}
-        }
+        tokio::time::sleep(SWEEP).await;
         let Some(inner) = inner.upgrade() else { return };
         let now = Instant::now();
-        // Given up outside of the lock: that may be the keeper's own.
-        let over: Vec<Held> = {
+        let mut over = Vec::new();
+        let is_empty = {
             let mut idle = inner.idle.lock();
-            let mut over = Vec::new();
             idle.retain(|_, left| {
                 let is_over = |(held, since): &mut (Held, Instant)| {
                     held.is_over() || now.duration_since(*since) >= KEPT_FOR
@@ -333,16 +367,43 @@ async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
                 over.extend(left.extract_if(.., is_over).map(|(held, _)| held));
                 !left.is_empty()
             });
-            over
+            if idle.is_empty() {
+                inner.sweeps.store(false, Ordering::Release);
+            }
+            idle.is_empty()
         };
+        // A place's end is its keeper's business, which may be this node.
         drop(over);
+        if is_empty {
+            return;
+        }
+    }
+}
+
+async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for tick in (0..TICKS_PER_LOOK).cycle() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = ticks.tick() => {}
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let now = Instant::now();
         inner.unasked.lock().retain(|_, since| now.duration_since(*since) < UNASKED_FOR);
-        let mut kept = inner.kept.lock();
-        if kept.keeper.is_idle() {
+        if inner.kept.lock().keeper.is_idle() {
             continue;
         }
-        let (me, live) = (inner.mesh.me(), inner.mesh.members());
-        kept.keeper.only(|name| name == me.name || live.iter().any(|member| member.name == name));
+        let live: Option<HashSet<String>> = (tick == 0).then(|| {
+            let members = inner.mesh.members().into_iter().chain([inner.mesh.me()]);
+            members.map(|member| member.name).collect()
+        });
+        let mut kept = inner.kept.lock();
+        if let Some(live) = live {
+            for ticket in kept.keeper.only(|name| live.contains(name)) {
+                kept.owners.remove(&ticket);
+            }
+        }
         kept.keeper.tick(now);
         kept.deliver();
     }
