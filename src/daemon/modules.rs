@@ -45,7 +45,8 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         let default = settings.text("mirror.default_upstream");
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
-    pull::Settings { only, ..pull::Settings::default() }
+    let host_readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
+    pull::Settings { only, host_readers, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {

@@ -257,6 +257,13 @@ pub(super) const KEYS: &[Key] = &[
     key("registry", "origin_rate", Form::Size, None, "bytes a second from registries; unlimited"),
     key("registry", "origin_concurrency", Form::Count, Some("4"), "requests at once to one registry host"),
     key(
+        "registry",
+        "cluster_concurrency",
+        Form::Count,
+        Some("32"),
+        "reads of blobs at once from one registry host, by all members together",
+    ),
+    key(
         "mirror",
         "listen",
         Form::Listen,

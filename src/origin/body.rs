@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Located, OriginError, Shared,
+    Leave, Located, OriginError, Shared,
     endpoint::Endpoint,
     error::Actual,
     exchange::Question,
@@ -35,6 +35,7 @@ pub struct Body {
     start: u64,
     ranged: bool,
     rounds: Rounds<Arc<Endpoint>>,
+    leave: Option<Arc<dyn Leave>>,
     stream: Option<Stream>,
     /// Bytes since the last failure.
     delivered: u64,
@@ -59,7 +60,8 @@ struct Stream {
     len: u64,
     /// Bytes that it had in all.
     whole: u64,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
+    _leave: Option<Box<dyn Send + Sync>>,
 }
 
 impl Body {
@@ -68,6 +70,7 @@ impl Body {
         shared: Arc<Shared>,
         at: Located,
         range: Range<u64>,
+        leave: Option<Arc<dyn Leave>>,
     ) -> Result<Self, OriginError> {
         let range = range.start..range.end.min(at.len);
         let rounds = Rounds::new(at.endpoints.to_vec(), shared.exchange.patience.clone());
@@ -78,6 +81,7 @@ impl Body {
             left: range,
             ranged: true,
             rounds,
+            leave,
             stream: None,
             delivered: 0,
             paid_at: None,
@@ -164,7 +168,8 @@ impl Body {
         loop {
             match self.rounds.next(rand::random()) {
                 Some(Step::Ask(endpoint)) => {
-                    match connect(&self.shared, &endpoint, &self.at, &self.left).await {
+                    let leave = self.leave.as_deref().filter(|_| endpoint.is_registry);
+                    match connect(&self.shared, &endpoint, &self.at, &self.left, leave).await {
                         Ok(connected) => {
                             self.rounds.answered();
                             return Ok(connected);
@@ -185,8 +190,33 @@ async fn connect(
     endpoint: &Endpoint,
     at: &Located,
     wanted: &Range<u64>,
+    leave: Option<&dyn Leave>,
 ) -> Result<(Stream, bool), OriginError> {
-    let permit = shared.gates.body(endpoint).await;
+    let host = &at.repository.host;
+    // Whoever needs no leave does not wait behind those who do.
+    let (permit, held) = match leave {
+        Some(leave) => (shared.gates.body(endpoint).await, Some(leave.wait(host).await)),
+        None => (shared.gates.question(endpoint).await, None),
+    };
+    let answer = answered(shared, endpoint, at, wanted).await;
+    match (answer, held, leave) {
+        (Ok((stream, ranged)), held, _) => {
+            Ok((Stream { _permit: Some(permit), _leave: held, ..stream }, ranged))
+        }
+        (Err(error), Some(held), Some(leave)) if error.is_throttled() => {
+            leave.throttled(host, error.retry_after(), held);
+            Err(error)
+        }
+        (Err(error), ..) => Err(error),
+    }
+}
+
+async fn answered(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    at: &Located,
+    wanted: &Range<u64>,
+) -> Result<(Stream, bool), OriginError> {
     let range = format!("bytes={}-{}", wanted.start, wanted.end - 1);
     let mut answer = ask(shared, endpoint, at, Some(&range)).await?;
     if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
@@ -201,7 +231,7 @@ async fn connect(
     let Framing { start, len, ranged } = framing;
     let skip = wanted.start - start;
     let incoming = answer.response.into_body();
-    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: permit };
+    let stream = Stream { incoming, at: answer.at, skip, len, whole: len, _permit: None, _leave: None };
     Ok((stream, ranged))
 }
 

@@ -257,6 +257,12 @@ impl OriginError {
         }
     }
 
+    /// Whether the registry has had enough of us for now.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        matches!(self.own(), Self::Throttled { .. })
+    }
+
     /// Whether asking the same host again later is pointless.
     #[must_use]
     pub fn is_final(&self) -> bool {

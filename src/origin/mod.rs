@@ -23,6 +23,7 @@ mod forward;
 mod framing;
 mod gate;
 mod hosts;
+mod leave;
 mod locate;
 mod name;
 mod passed;
@@ -46,6 +47,7 @@ pub use body::Body;
 pub use document::Document;
 pub use error::{Actual, Cause, Demand, NewError, OriginError, Said, known_reason};
 pub use forward::strip_connection;
+pub use leave::Leave;
 pub use locate::{Kind, Located, Sought};
 pub use passed::{Passed, Told};
 pub use redirect::RedirectError;
@@ -309,7 +311,21 @@ impl Origin {
     /// # Errors
     /// No endpoint answered with these bytes of a blob of this length.
     pub async fn read(&self, at: &Located, range: Range<u64>) -> Result<Body, OriginError> {
-        Box::pin(Body::open(self.shared.clone(), at.clone(), range)).await
+        Box::pin(Body::open(self.shared.clone(), at.clone(), range, None)).await
+    }
+
+    /// As [`Origin::read`], with leave for each connection. What is read without is read beside the node's limit on
+    /// reads: as one of its short questions.
+    ///
+    /// # Errors
+    /// As [`Origin::read`].
+    pub async fn read_with(
+        &self,
+        at: &Located,
+        range: Range<u64>,
+        leave: Arc<dyn Leave>,
+    ) -> Result<Body, OriginError> {
+        Box::pin(Body::open(self.shared.clone(), at.clone(), range, Some(leave))).await
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) enum News {
     },
     ReadWrong,
     Reading(u32),
+    /// A lease waits for its turn at the registry.
+    AwaitsTurn(u32),
     ReadEnded {
         run: Run,
         failure: Option<(Failure, String)>,

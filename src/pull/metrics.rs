@@ -6,6 +6,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::swarm::TurnMetrics;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Source {
     pub(super) source: &'static str,
@@ -37,12 +39,13 @@ pub struct Metrics {
     pub(super) refused: Family<Refused, Counter>,
     pub(super) pulls: Family<Outcome, Counter>,
     pub(super) offers_read: Family<Read, Counter>,
+    pub(super) turns: TurnMetrics,
 }
 
 impl Metrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+        let metrics = Self { turns: TurnMetrics::register(registry), ..Self::default() };
         registry.register("flotilla_bytes", "Bytes of blobs by where they came from", metrics.bytes.clone());
         registry.register(
             "flotilla_pieces_verified",

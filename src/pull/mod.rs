@@ -52,7 +52,7 @@ use crate::{
     oci::{Digest, Repository, host_name},
     origin::{self, Asker, Kind, Origin, OriginError},
     store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
-    swarm::{Trackers, tracker::Answer},
+    swarm::{Trackers, Turns, tracker::Answer},
 };
 
 /// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
@@ -62,6 +62,11 @@ const BUFFER_LEN: usize = 256 << 10;
 /// Registries remembered as the node's own; those that come later count as strangers to it.
 const USED_MAX: usize = 1024;
 
+/// Five digests' six readers: an image of a few layers never waits for turns, and no registry's link wants more. With 12 a
+/// cold crowd of 8 took 1.28 and 1.48 x F/B for four layers instead of 1.26 to 1.30: turns that go round stand empty on
+/// the way.
+const HOST_READERS: usize = 32;
+
 /// How pulls behave.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -69,11 +74,13 @@ pub struct Settings {
     pub linger: Duration,
     /// Of which registries containerd's pulls are taken part in; none: of every one.
     pub only: Option<Registries>,
+    /// Reads of blobs from one registry host at a time, by all members together.
+    pub host_readers: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_secs(60), only: None }
+        Self { linger: Duration::from_secs(60), only: None, host_readers: HOST_READERS }
     }
 }
 
@@ -112,6 +119,7 @@ struct Shared {
     origin: Origin,
     mesh: Mesh,
     trackers: Trackers,
+    turns: Turns,
     tasks: TaskTracker,
     stop: CancellationToken,
     metrics: Metrics,
@@ -208,12 +216,20 @@ impl Pulls {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
         let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
+        let turns = Turns::new(
+            mesh.clone(),
+            settings.host_readers,
+            metrics.turns.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,
             origin,
             mesh,
             trackers,
+            turns,
             tasks,
             stop,
             metrics,
@@ -314,6 +330,12 @@ impl Pulls {
             }
             None => Answer::Nothing,
         }
+    }
+
+    /// The turns at registries that this node keeps.
+    #[must_use]
+    pub fn turns(&self) -> &Turns {
+        &self.0.turns
     }
 
     /// The swarms that this node tracks.

@@ -1,14 +1,22 @@
 //! Reading runs of pieces from the origin, and auditing what others read there.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 
 use super::{flight::News, hands::Hands};
 use crate::{
-    origin::{Located, OriginError},
+    origin::{Asker, Body, Kind, Leave, Located, OriginError},
     piece::{Chain, Statement},
-    swarm::message::{Failure, Name, Run, Verdict},
+    swarm::message::{Failure, Name, Run, SMALL_MAX, Verdict},
 };
 
 /// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
@@ -23,6 +31,45 @@ enum Ended {
     Origin(Arc<OriginError>),
     /// What ended it has been told already.
     Told,
+}
+
+/// A wait that is shorter says nothing of the registry's latency that matters.
+const WAITED_MIN: Duration = Duration::from_millis(5);
+
+/// The turns of one read.
+struct TurnOf {
+    hands: Hands,
+    /// In the lease that is read.
+    index: u32,
+    asker: Asker,
+    began: tokio::time::Instant,
+    has_one: AtomicBool,
+}
+
+impl Leave for TurnOf {
+    fn wait<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Box<dyn Send + Sync>> {
+        Box::pin(async move {
+            self.has_one.store(false, Ordering::Relaxed);
+            let turn = self.hands.parts.turns.take(host).await;
+            self.has_one.store(true, Ordering::Relaxed);
+            if self.began.elapsed() >= WAITED_MIN {
+                self.hands.tell(News::AwaitsTurn(self.index)).await;
+            }
+            Box::new(turn) as Box<dyn Send + Sync>
+        })
+    }
+
+    fn throttled(&self, host: &str, retry_after: Option<Duration>, held: Box<dyn Send + Sync>) {
+        // What a client has used up is no matter of the others'.
+        if self.asker == Asker::Node {
+            let (turns, host) = (self.hands.parts.turns.clone(), host.to_owned());
+            self.hands.parts.tasks.spawn(async move {
+                turns.throttled(&host, retry_after.unwrap_or_default()).await;
+                // The keeper listens to whoever has a turn.
+                drop(held);
+            });
+        }
+    }
 }
 
 impl Hands {
@@ -72,9 +119,7 @@ impl Hands {
         let layout = self.arrival.layout();
         let run = left.clone();
         let range = layout.range(run.start).start..layout.range(run.end - 1).end;
-        let opening =
-            self.patiently(at, tokio::time::Instant::now(), self.parts.origin.read(at, range.clone()));
-        let mut body = match opening.await.and_then(|body| body) {
+        let mut body = match self.open(at, range.clone(), run.start).await {
             Ok(body) => body,
             Err(error) => return Ended::Origin(Arc::new(error)),
         };
@@ -105,6 +150,26 @@ impl Hands {
             left.start = index + 1;
         }
         Ended::Done
+    }
+
+    /// Opens the read of a lease. While it waits for others, and not for the registry, the tracker hears so.
+    async fn open(&self, at: &Located, range: Range<u64>, index: u32) -> Result<Body, OriginError> {
+        let began = tokio::time::Instant::now();
+        // What is small is over before there is a turn, and an image's pull waits for it.
+        if self.want.kind == Kind::Manifest || self.want.len <= SMALL_MAX {
+            return self.patiently(at, began, self.parts.origin.read(at, range)).await?;
+        }
+        let (hands, asker) = (self.clone(), at.lead().asker.clone());
+        let turn = Arc::new(TurnOf { hands, index, asker, began, has_one: AtomicBool::new(false) });
+        let reading = self.parts.origin.read_with(at, range, turn.clone());
+        let mut opening = std::pin::pin!(self.patiently(at, began, reading));
+        loop {
+            match tokio::time::timeout(BEAT, &mut opening).await {
+                Ok(opened) => return opened?,
+                Err(_) if turn.has_one.load(Ordering::Relaxed) => {}
+                Err(_) => self.tell(News::AwaitsTurn(index)).await,
+            }
+        }
     }
 
     /// Waits as long as it takes; but where another registry has been named as well, not for ever on this one.

@@ -166,6 +166,7 @@ impl Session {
             }
             News::ReadWrong => exchange.read_wrong(now),
             News::Reading(index) => exchange.reading(index),
+            News::AwaitsTurn(index) => exchange.awaits_turn(index),
             News::ReadEnded { run, failure } => {
                 self.reads.remove(&run.start);
                 exchange.read_ended(&run, failure, now);

@@ -100,6 +100,10 @@ pub enum Report {
     Refused {
         handle: Handle,
     },
+    /// The reader of a lease waits for its turn at the registry.
+    Waiting {
+        start: u32,
+    },
     /// A member gives nothing, or has nothing any more.
     Silent {
         handle: Handle,
@@ -298,6 +302,7 @@ fn report_from_wire(report: wire::Report, sender: &str, count: u32) -> Result<Re
         Wire::Whole(_) => Report::Whole,
         Wire::Lost(index) => Report::Lost { index: index_below(count, index)? },
         Wire::Refused(handle) => Report::Refused { handle },
+        Wire::Waiting(start) => Report::Waiting { start: index_below(count, start)? },
         Wire::Silent(handle) => Report::Silent { handle },
         Wire::Content(bytes) => Report::Content(content(bytes)?),
     })
@@ -347,6 +352,7 @@ fn report_to_wire(report: &Report, sender: &str) -> wire::Report {
         Report::Whole => Wire::Whole(wire::Whole {}),
         Report::Lost { index } => Wire::Lost(*index),
         Report::Refused { handle } => Wire::Refused(*handle),
+        Report::Waiting { start } => Wire::Waiting(*start),
         Report::Silent { handle } => Wire::Silent(*handle),
         Report::Content(bytes) => Wire::Content(bytes.to_vec()),
     };
@@ -467,6 +473,7 @@ mod tests {
             Report::Lost { index: 0 },
             Report::Refused { handle: 7 },
             Report::Silent { handle: 8 },
+            Report::Waiting { start: 2 },
             Report::Content(Bytes::from_static(b"small")),
         ];
         let messages = reports_to_wire(&reports, "node-1");

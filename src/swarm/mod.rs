@@ -11,8 +11,12 @@ pub mod exchange;
 pub mod message;
 pub mod tracker;
 mod trackers;
+mod turns;
 
-pub use trackers::{Seat, TrackError, Trackers};
+pub use self::{
+    trackers::{Seat, TrackError, Trackers},
+    turns::{NoPlace, Place, Turn, TurnMetrics, Turns, Word},
+};
 
 #[cfg(test)]
 #[expect(clippy::print_stdout, reason = "seeds and figures of a simulation")]

@@ -25,6 +25,7 @@ use crate::{
         members_server::{Members, MembersServer},
         preheat_server::{Preheat, PreheatServer},
         swarm_server::{Swarm, SwarmServer},
+        turns_server::{Turns, TurnsServer},
     },
 };
 
@@ -32,6 +33,8 @@ use crate::{
 const JOIN_MAX: Duration = Duration::from_secs(5);
 /// A puller that does not take a message for so long is not there.
 const SEND_MAX: Duration = Duration::from_secs(5);
+/// A name of DNS, a colon and a port.
+const HOST_LEN_MAX: usize = 253 + 1 + 5;
 /// Messages between the swarm and the connection; the swarm's own outbox is the real queue.
 const MESSAGES_MAX: usize = 8;
 
@@ -44,7 +47,10 @@ struct Caller {
 pub(super) fn routes(door: Door, peer_name: String) -> Routes {
     let caller = Caller { door, name: peer_name };
     let members = MembersServer::new(caller.clone()).max_decoding_message_size(MESSAGE_LEN_MAX);
-    Routes::new(members).add_service(SwarmServer::new(caller.clone())).add_service(PreheatServer::new(caller))
+    Routes::new(members)
+        .add_service(SwarmServer::new(caller.clone()))
+        .add_service(TurnsServer::new(caller.clone()))
+        .add_service(PreheatServer::new(caller))
 }
 
 #[tonic::async_trait]
@@ -135,6 +141,42 @@ impl Swarm for Caller {
 }
 
 #[tonic::async_trait]
+impl Turns for Caller {
+    type TakeStream = ReceiverStream<Result<wire::TurnWord, Status>>;
+
+    async fn take(&self, request: Request<wire::TakeRequest>) -> Result<Response<Self::TakeStream>, Status> {
+        let host = self.host(request.get_ref().host.as_str())?;
+        let placed = self.door.parts.pulls.turns().queue(host, &self.name);
+        let mut place = placed.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let (words, stream) = mpsc::channel(1);
+        let stop = self.door.stop.clone();
+        self.door.tasks.spawn(async move {
+            loop {
+                let word = tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = words.closed() => return,
+                    word = place.word() => word,
+                };
+                if word.is_none() || words.send(Ok(wire::TurnWord {})).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn throttled(
+        &self,
+        request: Request<wire::ThrottledRequest>,
+    ) -> Result<Response<wire::ThrottledResponse>, Status> {
+        let wire::ThrottledRequest { host, retry_after_ms } = request.get_ref();
+        let retry_after = Duration::from_millis((*retry_after_ms).into());
+        self.door.parts.pulls.turns().heard_throttled(self.host(host)?, &self.name, retry_after);
+        Ok(Response::new(wire::ThrottledResponse {}))
+    }
+}
+
+#[tonic::async_trait]
 impl Preheat for Caller {
     type PullStream = BoxStream<'static, Result<wire::PreheatProgress, Status>>;
 
@@ -187,6 +229,16 @@ impl Caller {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// A registry's name, of a length that one has.
+    fn host<'a>(&self, host: &'a str) -> Result<&'a str, Status> {
+        match host.len() {
+            1..=HOST_LEN_MAX => Ok(host),
+            len => {
+                Err(Status::invalid_argument(format!("{len} bytes are no registry's name: `{}`", self.name)))
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Nodes on loopback with everything real (TLS, mesh, store, origin client) and a registry that counts.
 
+#[expect(clippy::print_stdout, reason = "figures")]
+mod host;
 mod small;
 
 use std::{
@@ -123,7 +125,7 @@ impl Crowd {
         let want = Want {
             digest: Digest::of(Algorithm::Sha256, &registry.blob),
             len: len as u64,
-            origins: vec![Repository { host: host.clone(), path: "library/test".into() }],
+            origins: vec![Repository { host, path: "library/test".into() }],
             kind: Kind::Blob,
             asker: Asker::Node,
             image: None,
@@ -139,7 +141,7 @@ impl Crowd {
             .map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap())
             .collect();
         for (number, listener) in listeners.into_iter().enumerate() {
-            crowd.node(ca.identity(&format!("node-{number}")), &host, listener, members.clone());
+            crowd.node(ca.identity(&format!("node-{number}")), listener, members.clone());
         }
         for node in &crowd.nodes {
             let mut changed = node.mesh.changed();
@@ -153,7 +155,7 @@ impl Crowd {
         crowd
     }
 
-    fn node(&mut self, identity: Identity, host: &str, listener: TcpListener, members: Vec<Seed>) {
+    fn node(&mut self, identity: Identity, listener: TcpListener, members: Vec<Seed>) {
         let (tasks, stop) = (self.tasks.clone(), self.stop.child_token());
         let settings = crate::mesh::Settings {
             listen: listener.local_addr().unwrap(),
@@ -177,7 +179,7 @@ impl Crowd {
         .unwrap();
         let origin = Origin::new(crate::origin::Settings {
             hosts_dir: Vec::new(),
-            plain_http: vec![host.to_owned()],
+            plain_http: vec!["127.0.0.1".to_owned()],
             ..crate::origin::Settings::default()
         })
         .unwrap();
@@ -422,7 +424,8 @@ async fn a_pull_whose_client_went_away_goes_on_for_whoever_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_nobody_comes_back_for_ends() {
     let linger = Duration::from_millis(300);
-    let mut crowd = Crowd::with(1, 1 << 20, true, pull::Settings { linger, only: None }).await;
+    let mut crowd =
+        Crowd::with(1, 1 << 20, true, pull::Settings { linger, ..pull::Settings::default() }).await;
     // Whoever listens here never answers.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let host = silent.local_addr().unwrap().to_string();

@@ -348,6 +348,13 @@ impl Exchange {
         self.actions.push(Action::Tell(Report::Reading { start }));
     }
 
+    /// The lease that contains `index` is not being read yet: its reader waits for a turn at the registry.
+    pub fn awaits_turn(&mut self, index: u32) {
+        if let Some(run) = self.leases.iter().find(|run| run.contains(&index)) {
+            self.actions.push(Action::Tell(Report::Waiting { start: run.start }));
+        }
+    }
+
     /// Bytes of a piece still come from a peer. Of an import the tracker hears it, and gives it to nobody else.
     pub fn fetching(&mut self, index: u32) {
         if self.imports.contains(index) {

@@ -82,6 +82,17 @@ impl Feed {
         true
     }
 
+    /// The lease of `reader` that contains `index` has not begun, through no fault of whoever is read from.
+    pub(super) fn waits(&mut self, reader: Handle, index: u32, now: Instant) {
+        let mut leases = self.leases.iter_mut();
+        if let Some(lease) = leases.find(|l| l.reader == reader && l.run.contains(&index)) {
+            lease.progress_at = now;
+            if lease.first.is_none() {
+                lease.granted_at = now;
+            }
+        }
+    }
+
     /// A lease is done: its times say how long the next ones should be.
     pub(super) fn measure(&mut self, lease: &Lease, now: Instant) {
         let Some((first, first_at)) = lease.first else { return };

@@ -90,6 +90,11 @@ impl Swarm {
         }
     }
 
+    /// The lease of `reader` that contains `index` waits for its turn at the registry.
+    pub(super) fn origin_waits(&mut self, reader: Handle, index: u32, now: Instant) {
+        self.origin.feed.waits(reader, index, now);
+    }
+
     /// A reader gives a lease back.
     pub(super) fn returned(&mut self, reader: Handle, run: &Run, why: (Failure, String), now: Instant) {
         let (failure, reason) = why;

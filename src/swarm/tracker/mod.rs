@@ -244,6 +244,7 @@ impl Swarm {
                 self.progress(handle, start, now);
                 self.import_progress(handle, start, now);
             }
+            Report::Waiting { start } => self.origin_waits(handle, start, now),
             Report::Returned { run, failure, reason } => self.returned(handle, &run, (failure, reason), now),
             Report::Unclosed => self.puller(handle).unclosed = true,
             Report::Verdict(verdict) => self.verdict(handle, verdict),
