@@ -261,6 +261,7 @@ fn containerd_is_restarted_after_a_yes_only() {
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
     for (answer, restarted) in [("n", false), ("", false), ("y", true)] {
         let config = at(&format!("{answer}.d/config.toml"));
+        fs::create_dir_all(config.parent().unwrap()).unwrap();
         let install = format!(
             "{} install --containerd --containerd-version 2.1.4 --containerd-config {} --config {}",
             flotilla_program().display(),
