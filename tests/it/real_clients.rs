@@ -131,12 +131,17 @@ fn nerdctl_lives_on_flotilla(lab: &Lab, containerd: Programs) {
 
     let copy = lab.name("copy/small:v2");
     if containerd.version.starts_with("1.6") {
-        // nerdctl 2 tags by the transfer service, which 1.6 has not.
+        // nerdctl 2 tags, saves and loads by the transfer service, which 1.6 has not.
         node.containerd.ctr_in("other", &["images", "tag", &name, &copy]).unwrap();
+        nerdctl_pushes(lab, &nerdctl, &image, &copy);
+        nerdctl.call(&["rmi", &name, &copy]);
+        assert_eq!(nerdctl.call(&["images", "--quiet"]), "");
+        assert_eq!(nerdctl.run(lab, &name), "a small image\n");
     } else {
         nerdctl.call(&["tag", &name, &copy]);
+        nerdctl_pushes(lab, &nerdctl, &image, &copy);
+        nerdctl_saves_and_loads(lab, &nerdctl, &image, &copy);
     }
-    nerdctl_pushes_saves_and_loads(lab, &nerdctl, &image, &copy);
 
     nerdctl.call(&["system", "prune", "--all", "--force"]);
     assert_eq!(nerdctl.call(&["images", "--quiet"]), "");
@@ -145,14 +150,16 @@ fn nerdctl_lives_on_flotilla(lab: &Lab, containerd: Programs) {
     assert_eq!(counted(node.daemon().unwrap(), "declined"), 0.0);
 }
 
-fn nerdctl_pushes_saves_and_loads(lab: &Lab, nerdctl: &Nerdctl, image: &Published, copy: &str) {
-    let name = lab.name(&image.name);
+fn nerdctl_pushes(lab: &Lab, nerdctl: &Nerdctl, image: &Published, copy: &str) {
     nerdctl.call(&["push", "--quiet", copy]);
     let pushed = lab.dir().join("blobs/docker/registry/v2/repositories/copy/small/_layers/sha256");
     for layer in &image.layers {
         assert!(pushed.join(layer.blob.digest.trim_start_matches("sha256:")).exists(), "{layer:?}");
     }
+}
 
+fn nerdctl_saves_and_loads(lab: &Lab, nerdctl: &Nerdctl, image: &Published, copy: &str) {
+    let name = lab.name(&image.name);
     let archive = lab.dir().join("saved.tar").display().to_string();
     nerdctl.call(&["save", "--output", &archive, &name]);
     assert!(fs::metadata(&archive).unwrap().len() > image.bytes(), "an archive with all layers");
