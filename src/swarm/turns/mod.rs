@@ -123,7 +123,7 @@ pub struct Place {
 /// A turn, wherever it is kept.
 enum Held {
     Here(Place),
-    There(Streaming<wire::TurnWord>),
+    There(Box<Streaming<wire::TurnWord>>),
 }
 
 /// Leave to read from a host, until it is dropped.
@@ -281,7 +281,7 @@ impl Turns {
         let asked = asked.map_err(|_| format!("`{}` does not answer", keeper.name))?;
         let mut words = asked?.into_inner();
         match words.message().await {
-            Ok(Some(_)) => Ok(Held::There(words)),
+            Ok(Some(_)) => Ok(Held::There(Box::new(words))),
             Ok(None) => Err(format!("`{}` stops", keeper.name)),
             Err(status) => Err(status.to_string()),
         }
