@@ -23,8 +23,6 @@ use super::{
     make::{Content, Job},
 };
 
-/// How often a daemon that stops looks whether all holds have ended, which they do by themselves.
-const LET_GO_EVERY: Duration = Duration::from_millis(10);
 /// How long a lease of ours keeps a handed-over layer of an image that discards its layers: a generous hour for
 /// containerd to unpack it; released as soon as the extract key is gone.
 const LEASE_FOR: Duration = Duration::from_secs(3600);
@@ -219,9 +217,7 @@ impl Layers {
     /// The daemon stops, and no ref is held any more.
     async fn has_let_go(&self) {
         self.parts.stop.cancelled().await;
-        while !self.parts.holder.is_empty() {
-            tokio::time::sleep(LET_GO_EVERY).await;
-        }
+        self.parts.holder.emptied().await;
     }
 
     fn is_awaited(&self, ended: &Ended) -> bool {

@@ -154,22 +154,14 @@ fn an_origin_that_refuses_is_asked_a_few_times_and_everybody_hears_of_it() {
 
 #[test]
 fn an_origin_that_dies_leaves_everybody_with_what_the_crowd_holds() {
-    let mut plan = Plan::cold(1, CROWD, BLOB_MIB);
-    let later = Failure::Later { retry_after: std::time::Duration::ZERO };
-    plan.origin_failure = Some((plan.at(3.0), later, "origin_unreachable"));
-    let sim = run(plan);
+    let sim = run(Plan::cold(1, CROWD, BLOB_MIB).origin_gone(3.0));
     assert!((0..CROWD).all(|number| sim.failure(number) == Some("origin_unreachable")));
     assert!(sim.everybody_holds_the_same(), "what one has reached all");
 }
 
 #[test]
 fn who_has_the_blob_is_heard_late_rather_than_not_at_all() {
-    let plan = |answers_after| {
-        let mut plan = Plan::cold(1, 4, 40).seeded(3).answers_after(3, answers_after);
-        let later = Failure::Later { retry_after: std::time::Duration::ZERO };
-        plan.origin_failure = Some((0, later, "origin_unreachable"));
-        plan
-    };
+    let plan = |seconds| Plan::cold(1, 4, 40).seeded(3).answers_after(3, seconds).origin_gone(0.0);
     // Long after leases are given without its answer.
     assert_eq!(run(plan(2.5)).finished(), 4);
     let sim = run(plan(3.5));
@@ -179,17 +171,12 @@ fn who_has_the_blob_is_heard_late_rather_than_not_at_all() {
 #[test]
 fn who_alone_has_the_blob_is_waited_for_when_the_origin_is_gone() {
     for seed in SEEDS {
-        let mut plan = Plan::cold(seed, 4, 20).seeded(3);
+        let mut plan = Plan::cold(seed, 4, 20).seeded(3).origin_gone(0.0);
         // Long enough to be taken for silent by everybody.
         plan.nodes[3].fault = Fault::Wakes(plan.at(7.0));
-        let later = Failure::Later { retry_after: std::time::Duration::ZERO };
-        plan.origin_failure = Some((0, later, "origin_unreachable"));
         assert_eq!(run(plan).finished(), 4);
     }
-    let mut plan = Plan::cold(1, 4, 20).seeded(3).fault(3, Fault::Stalls(0));
-    plan.origin_failure =
-        Some((0, Failure::Later { retry_after: std::time::Duration::ZERO }, "origin_unreachable"));
-    let sim = run(plan);
+    let sim = run(Plan::cold(1, 4, 20).seeded(3).fault(3, Fault::Stalls(0)).origin_gone(0.0));
     assert!((0..3).all(|number| sim.failure(number) == Some("origin_unreachable")), "nobody waits for ever");
 }
 

@@ -274,6 +274,14 @@ impl Holder {
         self.len() == 0
     }
 
+    /// Waits until no ref is held.
+    pub async fn emptied(&self) {
+        let mut changed = self.inner.changed.subscribe();
+        while !self.is_empty() {
+            changed.changed().await.expect("this holder has the sender");
+        }
+    }
+
     fn post(&self, end: End, event: impl FnOnce(&mut Table) -> Vec<RefKey>) {
         let mut state = self.inner.state.lock();
         for ref_key in event(&mut state.table) {

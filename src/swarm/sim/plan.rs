@@ -89,6 +89,13 @@ impl Plan {
         self
     }
 
+    /// From so many seconds on nobody reaches the origin.
+    pub(in crate::swarm) fn origin_gone(mut self, seconds: f64) -> Self {
+        let failure = Failure::Later { retry_after: Duration::ZERO };
+        self.origin_failure = Some((self.at(seconds), failure, "origin_unreachable"));
+        self
+    }
+
     /// The tick at which so many seconds have passed.
     pub(in crate::swarm) fn at(&self, seconds: f64) -> u64 {
         (seconds / self.tick.as_secs_f64()) as u64

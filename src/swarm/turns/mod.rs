@@ -36,7 +36,7 @@ use tonic::Streaming;
 use self::keeper::{Heard, Keeper, Ticket};
 pub use self::keeper::{NoPlace, Word};
 use crate::{
-    mesh::Mesh,
+    mesh::{Member, Mesh},
     oci::{Algorithm, Digest},
     wire::mesh::{self as wire, turns_client::TurnsClient},
 };
@@ -144,11 +144,10 @@ impl Turns {
         stop: CancellationToken,
     ) -> Self {
         let kept = Kept { keeper: Keeper::new(readers_max), owners: HashMap::new() };
-        let kept = Mutex::new(kept);
         let inner = Inner {
             mesh,
             metrics,
-            kept,
+            kept: Mutex::new(kept),
             unasked: Mutex::default(),
             late: Mutex::default(),
             tasks,
@@ -166,39 +165,45 @@ impl Turns {
         if let Some(held) = self.idle(host) {
             return turn(Some(held));
         }
-        let is_alone = self.0.mesh.members().iter().all(|member| member.name == self.0.mesh.me().name);
+        let me = self.0.mesh.me();
+        let is_alone = self.0.mesh.members().iter().all(|member| member.name == me.name);
         if is_alone || self.0.unasked.lock().contains_key(host) {
             return turn(None);
         }
         let asked = tokio::time::timeout(WAIT_MAX, self.ask(host)).await;
         let (outcome, held) = match asked {
-            Ok(Ok(held)) => ("given", Some(held)),
+            Ok(Ok(held)) => {
+                self.0.late.lock().remove(host);
+                ("given", Some(held))
+            }
             Ok(Err(why)) => {
                 tracing::info!(%host, "for {UNASKED_FOR:?} reads are without turns: {why}");
+                self.0.late.lock().remove(host);
+                self.ask_no_more(host);
                 ("unkept", None)
             }
             Err(_) => {
                 tracing::info!(%host, "reads without a turn: none came within {WAIT_MAX:?}");
+                if self.was_late(host) >= LATE_MAX {
+                    self.ask_no_more(host);
+                }
                 ("late", None)
             }
         };
         self.0.metrics.turns.get_or_create(&Outcome { outcome }).inc();
-        let is_keepers_fault = match outcome {
-            "late" => {
-                let mut late = self.0.late.lock();
-                let late = late.entry(host.to_owned()).or_default();
-                *late += 1;
-                *late >= LATE_MAX
-            }
-            _ => {
-                self.0.late.lock().remove(host);
-                held.is_none()
-            }
-        };
-        if is_keepers_fault {
-            self.0.unasked.lock().insert(host.to_owned(), Instant::now());
-        }
         turn(held)
+    }
+
+    fn ask_no_more(&self, host: &str) {
+        self.0.unasked.lock().insert(host.to_owned(), Instant::now());
+    }
+
+    /// One more wait was too long: how many in a row that makes.
+    fn was_late(&self, host: &str) -> u32 {
+        let mut late = self.0.late.lock();
+        let late = late.entry(host.to_owned()).or_default();
+        *late += 1;
+        *late
     }
 
     /// The host told this node to come later: so does its keeper tell everybody.
@@ -255,7 +260,7 @@ impl Turns {
         Ok(Place { turns: self.clone(), ticket, words })
     }
 
-    fn keeper_of(&self, host: &str) -> crate::mesh::Member {
+    fn keeper_of(&self, host: &str) -> Member {
         let rank = self.0.mesh.rank(&Digest::of(Algorithm::Sha256, host.as_bytes()));
         rank.into_iter().next().unwrap_or_else(|| self.0.mesh.me())
     }
