@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -49,7 +49,8 @@ pub enum AcceptError {
     Name { from: SocketAddr, reason: NameError },
     #[error("refused a connection from {from}: the certificate of its resumed session has expired")]
     Expired { from: SocketAddr },
-    #[error("a connection was gone before it was looked at")]
+    /// Whoever only wants to know whether this machine answers hangs up without a byte.
+    #[error("a connection was gone before its first byte")]
     Gone(#[source] io::Error),
 }
 
@@ -81,8 +82,14 @@ pub async fn accept(identity: &Identity, tcp: TcpStream) -> Result<Accepted, Acc
     // Control messages are small and answered; a piece is written in one go.
     tcp.set_nodelay(true).map_err(AcceptError::Gone)?;
     SockRef::from(&tcp).set_tcp_notsent_lowat(NOTSENT_MAX).map_err(AcceptError::Gone)?;
+    let deadline = Instant::now() + ACCEPT_MAX;
+    match timeout_at(deadline, tcp.peek(&mut [0])).await {
+        Ok(Ok(0)) => return Err(AcceptError::Gone(io::ErrorKind::UnexpectedEof.into())),
+        Ok(first) => first.map_err(AcceptError::Gone)?,
+        Err(_) => return Err(AcceptError::Timeout { from }),
+    };
     let accepting = TlsAcceptor::from(identity.server_config()).accept(tcp).into_fallible();
-    let stream = match timeout(ACCEPT_MAX, accepting).await {
+    let stream = match timeout_at(deadline, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((source, tcp))) => {
             let_it_read_why(tcp).await;

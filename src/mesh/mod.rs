@@ -13,6 +13,7 @@
 mod connect;
 mod dial;
 mod hello;
+mod knock;
 mod member;
 mod rank;
 mod rate;
@@ -41,7 +42,7 @@ pub use rank::hrw_rank;
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
 pub use shell::MESSAGE_LEN_MAX;
-pub use swim::{CompareError, FrameError};
+pub use swim::{CompareError, FrameError, WATCHED};
 
 use self::{
     connect::Connections,
@@ -112,6 +113,7 @@ struct Shared {
     wake: Notify,
     /// Callers that were turned away, so that each is told of once for each reason.
     turned_away: Mutex<tell::Complaints>,
+    knocks: knock::Knocks,
     upload: Rate,
     download: Rate,
 }
@@ -138,6 +140,7 @@ impl Mesh {
             version: watch::Sender::new(0),
             wake: Notify::new(),
             turned_away: Mutex::default(),
+            knocks: knock::Knocks::default(),
             upload: Rate::new(settings.upload_rate),
             download: Rate::new(settings.download_rate),
             settings,
@@ -187,17 +190,27 @@ impl Mesh {
         self.shared.swim.lock().live().into_iter().cloned().collect()
     }
 
+    /// This node, and the live members in the order in which they watch each other: connections to the first
+    /// [`WATCHED`] after this node are kept in a large mesh.
+    #[must_use]
+    pub fn ring(&self) -> Vec<Member> {
+        self.shared.swim.lock().ring().into_iter().cloned().collect()
+    }
+
     /// Everybody with their state, sorted by name. A seed that has never answered stands under its address.
     #[must_use]
     pub fn all(&self) -> Vec<(Member, MemberState)> {
         self.shared.swim.lock().all()
     }
 
-    /// The live members that may track `digest`, best first; this node alone if nobody may.
+    /// The live members that may track `digest`, best first, without those whose machine does not answer; this node
+    /// alone if nobody may.
     #[must_use]
     pub fn rank(&self, digest: &Digest) -> Vec<Member> {
-        let swim = self.shared.swim.lock();
-        let ranked: Vec<Member> = hrw_rank(digest, swim.live()).into_iter().cloned().collect();
+        let (swim, now) = (self.shared.swim.lock(), Instant::now());
+        let answers = |member: &&Member| !self.shared.knocks.is_silent(&member.name, now);
+        let ranked: Vec<Member> =
+            hrw_rank(digest, swim.live().into_iter().filter(answers)).into_iter().cloned().collect();
         if ranked.is_empty() { vec![swim.me().member().clone()] } else { ranked }
     }
 
@@ -255,6 +268,7 @@ impl Mesh {
         if self.shared.connections.get().is_none() {
             return Ok(wire::SwimFrames::default());
         }
+        self.shared.heard_from(peer_cert_name);
         let mut frames = Vec::new();
         let heard = {
             let (mut swim, now) = (self.shared.swim.lock(), Instant::now());
@@ -323,6 +337,7 @@ impl Mesh {
         if from.member().is_unspecified() {
             return Err(HelloError::Member(MemberError::Unspecified(from.name().to_owned())));
         }
+        self.shared.heard_from(peer_cert_name);
         let (called, me) = {
             let mut swim = self.shared.swim.lock();
             (swim.called(from, Instant::now()), swim.me().clone())
@@ -349,6 +364,7 @@ impl Shared {
 
     /// Frames that came in the answer of a member.
     fn answered(&self, name: &str, frames: &[bytes::Bytes]) {
+        self.heard_from(name);
         {
             let (mut swim, now) = (self.swim.lock(), Instant::now());
             for frame in frames {
@@ -364,6 +380,14 @@ impl Shared {
     fn told(&self) {
         self.tell_changes();
         self.wake.notify_one();
+    }
+
+    /// A word of `name`: it is not silent.
+    fn heard_from(&self, name: &str) {
+        if self.knocks.heard(name) {
+            tracing::info!(member = name, "`{name}` answers again");
+            self.version.send_modify(|version| *version += 1);
+        }
     }
 
     /// Tells the log, drops connections that mean nothing any more, and wakes who watches.

@@ -149,6 +149,9 @@ impl<'a> Under<'a> {
         match done {
             Done::Greeting(event) => {
                 self.greetings -= 1;
+                if let Event::Answered { life, .. } = &event {
+                    shared.heard_from(life.name());
+                }
                 shared.apply(event);
             }
             Done::Frame { to, answer } => {

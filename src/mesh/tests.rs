@@ -34,6 +34,8 @@ use crate::{
 /// Nothing here waits for time to pass; this only ends a test that would hang.
 const GUARD: Duration = Duration::from_secs(60);
 
+mod silence;
+
 /// A member with the smallest mesh door there can be.
 struct Node {
     mesh: Mesh,
@@ -99,6 +101,7 @@ struct Start<'a> {
     name: &'a str,
     identity: Identity,
     listen: SocketAddr,
+    advertise: Option<String>,
     seeds: Vec<String>,
     generation: u64,
 }
@@ -106,7 +109,7 @@ struct Start<'a> {
 impl<'a> Start<'a> {
     fn new(ca: &Ca, name: &'a str) -> Self {
         let listen = (Ipv4Addr::LOCALHOST, 0).into();
-        Self { name, identity: ca.identity(name), listen, seeds: Vec::new(), generation: 1 }
+        Self { name, identity: ca.identity(name), listen, advertise: None, seeds: Vec::new(), generation: 1 }
     }
 
     fn knowing(mut self, seed: impl ToString) -> Self {
@@ -119,7 +122,7 @@ impl<'a> Start<'a> {
         let address = listener.local_addr().unwrap();
         let settings = Settings {
             listen: address,
-            advertise: None,
+            advertise: self.advertise,
             members: self.seeds.iter().map(|seed| seed.parse().unwrap()).collect(),
             name: self.name.into(),
             zone: Some("z1".into()),

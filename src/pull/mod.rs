@@ -67,6 +67,9 @@ const USED_MAX: usize = 1024;
 /// the way.
 const HOST_READERS: usize = 32;
 
+/// One small request each, all at once, on as many connections as are kept.
+const ASKED_MAX: usize = 128;
+
 /// How pulls behave.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -76,11 +79,13 @@ pub struct Settings {
     pub only: Option<Registries>,
     /// Reads of blobs from one registry host at a time, by all members together.
     pub host_readers: usize,
+    /// Members that a tracker asks itself who has a blob; where there are more, they ask the others.
+    pub asked_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_secs(60), only: None, host_readers: HOST_READERS }
+        Self { linger: Duration::from_secs(60), only: None, host_readers: HOST_READERS, asked_max: ASKED_MAX }
     }
 }
 
@@ -215,7 +220,8 @@ impl Pulls {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { store, origin, mesh, tasks, stop, metrics, settings } = parts;
-        let trackers = Trackers::new(mesh.clone(), store.clone(), tasks.clone(), stop.clone());
+        let trackers =
+            Trackers::new(mesh.clone(), store.clone(), settings.asked_max, tasks.clone(), stop.clone());
         let turns = Turns::new(
             mesh.clone(),
             settings.host_readers,
@@ -317,15 +323,17 @@ impl Pulls {
     }
 
     /// Another member begins to track this digest: what is here of it? A pull under way moves there if that
-    /// member is the first of the digest's rank.
+    /// member, `tracker`, is the first of the digest's rank.
     #[must_use]
-    pub fn answer(&self, digest: &Digest, tracker: &str) -> Answer {
+    pub fn answer(&self, digest: &Digest, tracker: Option<&str>) -> Answer {
         if self.0.store.holds(digest) {
             return Answer::Whole;
         }
         match self.0.flights.lock().get(digest) {
             Some(flight) => {
-                flight.called_by(tracker);
+                if let Some(tracker) = tracker {
+                    flight.called_by(tracker);
+                }
                 Answer::Pulling
             }
             None => Answer::Nothing,

@@ -113,8 +113,12 @@ impl Dialer {
             let mut client = SwarmClient::new(channel);
             client.join(ReceiverStream::new(messages)).await.map_err(|status| status.to_string())
         };
-        let joined = tokio::time::timeout(JOIN_MAX, joining).await;
-        let mut stream = joined.map_err(|_| format!("no answer within {JOIN_MAX:?}"))??.into_inner();
+        let mut stream = tokio::select! {
+            joined = tokio::time::timeout(JOIN_MAX, joining) => {
+                joined.map_err(|_| format!("no answer within {JOIN_MAX:?}"))??.into_inner()
+            }
+            () = self.mesh.gone(&tracker, &join.digest) => return Err("its machine does not answer".to_owned()),
+        };
         self.open(tracker, number, End::Remote(outbox)).await;
         loop {
             let message = stream.message().await.map_err(|status| status.to_string())?;

@@ -9,11 +9,13 @@
 
 pub mod exchange;
 pub mod message;
+mod poll;
 pub mod tracker;
 mod trackers;
 mod turns;
 
 pub use self::{
+    poll::NEXT_MAX,
     trackers::{Seat, TrackError, Trackers},
     turns::{NoPlace, Place, Turn, TurnMetrics, Turns, Word},
 };

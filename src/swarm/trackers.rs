@@ -15,27 +15,24 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     message::{Event, Handle, Join, Report, SMALL_MAX},
-    tracker::{Answer, JoinError, SILENCE_MAX, Swarm},
+    poll::RELAYS_MAX,
+    tracker::{JoinError, Swarm},
 };
 use crate::{
     mesh::{Member, Mesh},
     oci::Digest,
     store::Store,
-    wire::mesh::{self as wire, swarm_client::SwarmClient},
 };
 
 /// Swarms at a time: a node tracks its share of what the cluster pulls in two minutes; 4096 are 400 images.
 const SWARMS_MAX: usize = 4096;
 /// Batches that a member may leave unread: at one a piece, seconds of a crowd at full speed.
 const OUTBOX_MAX: usize = 512;
-/// Members asked at a swarm's start: one small request each, all at once. Larger meshes ask those first in the
-/// digest's rank, and what the others hold is found only when they pull.
-const POLLED_MAX: usize = 128;
 /// Small blobs that are kept in memory, of 128 KiB at most: 32 MiB. Others are fetched from who has them.
 const CONTENTS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
@@ -55,12 +52,15 @@ pub enum TrackError {
 
 /// The trackers of this node. Cheap to clone.
 #[derive(Clone)]
-pub struct Trackers(Arc<Inner>);
+pub struct Trackers(pub(super) Arc<Inner>);
 
-struct Inner {
-    mesh: Mesh,
-    store: Store,
-    tasks: TaskTracker,
+pub(super) struct Inner {
+    pub(super) mesh: Mesh,
+    pub(super) store: Store,
+    pub(super) tasks: TaskTracker,
+    /// Members that this node itself asks when a swarm begins.
+    pub(super) asked_max: usize,
+    pub(super) relays: Semaphore,
     swarms: Mutex<HashMap<Digest, Tracked>>,
     /// Members that this node has convicted, by name and generation: a restart is another chance.
     banned: Mutex<HashMap<String, u64>>,
@@ -68,6 +68,7 @@ struct Inner {
 
 struct Tracked {
     swarm: Swarm,
+    is_small: bool,
     outboxes: BTreeMap<Handle, mpsc::Sender<Vec<Event>>>,
 }
 
@@ -81,9 +82,22 @@ pub struct Seat {
 impl Trackers {
     /// Starts the task that keeps the time; it ends with `stop`.
     #[must_use]
-    pub fn new(mesh: Mesh, store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let inner =
-            Arc::new(Inner { mesh, store, tasks, swarms: Mutex::default(), banned: Mutex::default() });
+    pub fn new(
+        mesh: Mesh,
+        store: Store,
+        asked_max: usize,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let inner = Arc::new(Inner {
+            mesh,
+            store,
+            tasks,
+            asked_max,
+            relays: Semaphore::new(RELAYS_MAX),
+            swarms: Mutex::default(),
+            banned: Mutex::default(),
+        });
         inner.tasks.spawn(keep_time(Arc::downgrade(&inner), stop));
         Self(inner)
     }
@@ -103,10 +117,12 @@ impl Trackers {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if !has_room => return Err(TrackError::Full),
             Entry::Vacant(entry) => {
-                let polled = self.poll(join);
-                let names = polled.into_iter().map(|member| member.name);
-                let swarm = Swarm::new(join.blob_len, names, now);
-                entry.insert(Tracked { swarm, outboxes: BTreeMap::new() })
+                let swarm = Swarm::new(join.blob_len, self.poll(&join.digest, &join.from.name), now);
+                entry.insert(Tracked {
+                    swarm,
+                    is_small: join.blob_len <= SMALL_MAX,
+                    outboxes: BTreeMap::new(),
+                })
             }
         };
         let handle = tracked.swarm.join(join, now)?;
@@ -132,41 +148,11 @@ impl Trackers {
         self.0.swarms.lock().get(digest).is_some_and(|tracked| tracked.swarm.has_content())
     }
 
-    /// Asks the members what they hold of the blob that `join` begins to track; who was asked.
-    fn poll(&self, join: &Join) -> Vec<Member> {
-        let mut members = self.0.mesh.rank(&join.digest);
-        members.retain(|member| member.name != join.from.name);
-        members.truncate(POLLED_MAX);
-        let is_small = join.blob_len <= SMALL_MAX;
-        for member in members.clone() {
-            let (trackers, digest) = (self.clone(), join.digest.clone());
-            self.0.tasks.spawn(async move {
-                let asked = tokio::time::timeout(SILENCE_MAX, trackers.ask(&member, &digest)).await;
-                let answer = asked.unwrap_or(Answer::Nothing);
-                trackers.with(&digest, |swarm, now| swarm.answered(&member, answer, now));
-                if answer == Answer::Whole && is_small && member.name == trackers.0.mesh.me().name {
-                    trackers.learn(digest).await;
-                }
-            });
-        }
-        members
-    }
-
-    async fn ask(&self, member: &Member, digest: &Digest) -> Answer {
-        if member.name == self.0.mesh.me().name {
-            return if self.0.store.holds(digest) { Answer::Whole } else { Answer::Nothing };
-        }
-        let Ok(channel) = self.0.mesh.control(member).await else { return Answer::Nothing };
-        let request = wire::HoldsRequest { digest: digest.to_string() };
-        match SwarmClient::new(channel).holds(request).await.map(|response| response.get_ref().answer()) {
-            Ok(wire::holds_response::Answer::Whole) => Answer::Whole,
-            Ok(wire::holds_response::Answer::Pulling) => Answer::Pulling,
-            Ok(wire::holds_response::Answer::Nothing) | Err(_) => Answer::Nothing,
-        }
-    }
-
     /// A small blob that this node has goes out with the answers to joins.
-    async fn learn(&self, digest: Digest) {
+    pub(super) async fn learn(&self, digest: Digest) {
+        if self.0.swarms.lock().get(&digest).is_none_or(|tracked| !tracked.is_small) {
+            return;
+        }
         let store = self.0.store.clone();
         let of = digest.clone();
         let read = self.0.tasks.spawn_blocking(move || store.get(&of)?.read(0).ok()).await;
@@ -185,7 +171,7 @@ impl Trackers {
         self.has_room() && Digest::of(digest.algorithm(), bytes) == *digest
     }
 
-    fn with(&self, digest: &Digest, change: impl FnOnce(&mut Swarm, Instant)) {
+    pub(super) fn with(&self, digest: &Digest, change: impl FnOnce(&mut Swarm, Instant)) {
         let now = Instant::now();
         if let Some(tracked) = self.0.swarms.lock().get_mut(digest) {
             change(&mut tracked.swarm, now);
@@ -257,6 +243,9 @@ async fn keep_time(inner: Weak<Inner>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let Some(inner) = inner.upgrade() else { return };
+        if inner.swarms.lock().is_empty() {
+            continue;
+        }
         let live: Vec<String> = inner.mesh.members().into_iter().map(|member| member.name).collect();
         let now = Instant::now();
         let mut swarms = inner.swarms.lock();

@@ -16,15 +16,19 @@ use crate::{
         node::Node,
         process::output,
         samples,
-        story::on_every_containerd,
+        story::{Plan, on_every_containerd},
         tool,
     },
+    real_handover::{handed_over, slow_plan, stack},
+    real_image::{Pulled, Pulling, chain_ids, snapshots},
     real_layers::{came_by_flotilla, containerd_was_left_nothing, counted, nobody_else_fetched},
 };
 
 on_every_containerd!(
     crictl_pulls_lists_and_removes,
     nerdctl_lives_on_flotilla,
+    kubelets_image_and_nerdctls_are_one_pull,
+    kubelets_image_and_nerdctls_are_handed_over_as_one,
     critests_image_manager_passes,
 );
 
@@ -114,14 +118,7 @@ fn nerdctl_lives_on_flotilla(lab: &Lab, containerd: Programs) {
     let Some(program) = client("nerdctl") else { return };
     let image = samples::small(lab.images(), "demo/small:v1").unwrap();
     let name = lab.name(&image.name);
-    let mut plan = lab.node(&containerd).alone();
-    if containerd.version.starts_with("1.7") {
-        // As `flotilla install` writes it; the lab has it for 2.x.
-        plan = plan.containerd_setting(&format!(
-            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"{}\"\n  snapshotter = \"flotilla\"\n  differ = \"walking\"\n",
-            platform()
-        ));
-    }
+    let plan = with_nerdctl(lab.node(&containerd).alone(), &containerd);
     let node = plan.start().unwrap();
     let nerdctl = Nerdctl::new(program, lab, &node);
 
@@ -148,6 +145,50 @@ fn nerdctl_lives_on_flotilla(lab: &Lab, containerd: Programs) {
     assert_eq!(nerdctl.run(lab, &name), "a small image\n", "pulled again");
     came_by_flotilla(lab, &image);
     assert_eq!(counted(node.daemon().unwrap(), "declined"), 0.0);
+}
+
+/// As `flotilla install` writes it; the lab has it for 2.x.
+fn with_nerdctl<'a>(plan: Plan<'a>, containerd: &Programs) -> Plan<'a> {
+    if !containerd.version.starts_with("1.7") {
+        return plan;
+    }
+    plan.containerd_setting(&format!(
+        "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"{}\"\n  snapshotter = \"flotilla\"\n  differ = \"walking\"\n",
+        platform()
+    ))
+}
+
+/// CRI pulls into a namespace of its own.
+fn kubelets_image_and_nerdctls_are_one_pull(lab: &Lab, containerd: Programs) {
+    let Some(program) = client("nerdctl") else { return };
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let name = lab.name(&image.name);
+    let node = with_nerdctl(lab.node(&containerd).alone(), &containerd).start().unwrap();
+    node.pull(&name).unwrap();
+    let nerdctl = Nerdctl::new(program, lab, &node);
+    assert_eq!(nerdctl.run(lab, &name), "a small image\n");
+    assert_eq!(counted(node.daemon().unwrap(), "intercepted"), 6.0);
+    both_have_it(lab, &node, &image);
+}
+
+fn kubelets_image_and_nerdctls_are_handed_over_as_one(lab: &Lab, containerd: Programs) {
+    let Some(program) = client("nerdctl") else { return };
+    let image = stack(lab, "slow/stack:v1");
+    let name = lab.name(&image.name);
+    let node = with_nerdctl(slow_plan(lab, &containerd), &containerd).start().unwrap();
+    let pulling = Pulling::start(&node, &name);
+    handed_over(&node);
+    Nerdctl::new(program, lab, &node).call(&["pull", "--quiet", &name]);
+    pulling.end().unwrap();
+    both_have_it(lab, &node, &image);
+}
+
+fn both_have_it(lab: &Lab, node: &Node, image: &Published) {
+    containerd_was_left_nothing(node.daemon().unwrap());
+    let checked = node.containerd.ctr_in("other", &["images", "check"]).unwrap();
+    assert!(checked.contains(" complete "), "{checked}");
+    assert!(chain_ids(image).iter().all(|id| snapshots(node, "other").contains(id)));
+    Pulled::new(lab, node, image).was_brought_by_flotilla();
 }
 
 fn nerdctl_pushes(lab: &Lab, nerdctl: &Nerdctl, image: &Published, copy: &str) {

@@ -22,9 +22,10 @@ use crate::{
         story::{flotilla_program, tell},
     },
     mirror::operators_ca,
-    real_image::log,
-    real_mesh::meet,
+    real_image::{log, rots, stored_path},
+    real_mesh::{crowd_image, meet, metric, with_a_liar},
     real_mirror::{REGISTRY, has, install, mirror, one_of_each},
+    real_mirror_mesh::Client,
 };
 
 #[test]
@@ -66,6 +67,15 @@ fn a_crowd_of_eight_dockers_asks_the_registry_once() {
 fn a_docker_in_a_docker_pulls_through_its_nodes_proxy() {
     if has("dockerd") {
         tell("1.6", in_docker);
+    } else {
+        eprintln!("skipped: no dockerd here; cargo xtask setup installs it");
+    }
+}
+
+#[test]
+fn docker_gets_right_bytes_from_liars_and_from_rot() {
+    if has("dockerd") {
+        tell("1.6", lied_to);
     } else {
         eprintln!("skipped: no dockerd here; cargo xtask setup installs it");
     }
@@ -127,6 +137,30 @@ fn crowd(lab: &Lab, containerd: Programs) {
         let ran = docker.say(&["run", "--rm", "--network", "none", name, "/bin/ls", "/noise"]);
         assert_eq!(ran.split_whitespace().collect::<Vec<_>>(), ["61", "62", "63"]);
     }
+}
+
+/// A Docker whose node has everything from a member that serves wrong bytes, and then on a disk that rots under it: it
+/// checks for itself what it is given, and never has to complain.
+fn lied_to(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/doubtful:v1");
+    lead_to(&lab.hosts_dir(), "docker.io", lab.registry().host()).unwrap();
+    let (nodes, _liar) = with_a_liar(lab, &containerd);
+    Client::of(lab, &nodes[1], &image).pulls_by_digest();
+    let docker = docker_of(lab, &nodes[0], None);
+    docker.pulls(&image.name, &image);
+    assert!(metric(&nodes[0], "flotilla_pieces_refused_total", &["peer=\"n2\""]) > 0, "it lied");
+
+    for layer in &image.layers {
+        docker.say(&["rmi", &image.name]);
+        let rotting = stored_path(lab, &nodes[0], &layer.blob.digest);
+        rots(&rotting, layer.blob.size / 2);
+        docker.pulls(&image.name, &image);
+        let has_rotted =
+            |line: &str| line.contains("has rotted on disk") && line.contains(&layer.blob.digest);
+        assert!(log(&nodes[0]).lines().any(has_rotted), "{}", log(&nodes[0]));
+    }
+    let ran = docker.say(&["run", "--rm", "--network", "none", &image.name, "/bin/ls", "/noise"]);
+    assert_eq!(ran.split_whitespace().collect::<Vec<_>>(), ["31", "32", "33"]);
 }
 
 /// A dockerd beside a node's Flotilla, which it asks as Docker Hub's mirror, or through the proxy if it trusts `ca`.

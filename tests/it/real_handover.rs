@@ -15,7 +15,7 @@ use crate::{
         image::{Compression, Published},
         node::Node,
         samples,
-        story::on_every_containerd,
+        story::{Plan, on_every_containerd},
     },
     real_image::{
         Pulled, Pulling, chain_ids, discard_unpacked_layers, eventually, layers_counted, log, snapshots,
@@ -48,12 +48,16 @@ pub(crate) fn stack(lab: &Lab, name: &str) -> Published {
 /// Bytes a second from the registry.
 const RATE: &str = "\"512KiB\"";
 
-fn slow_node(lab: &Lab, containerd: &Programs) -> Result<Node> {
+pub(crate) fn slow_plan<'a>(lab: &'a Lab, containerd: &Programs) -> Plan<'a> {
     let plan = lab.node(containerd).alone().setting("registry", "origin_rate", RATE);
-    plan.setting("containerd", "prepare_budget", "\"1s\"").start()
+    plan.setting("containerd", "prepare_budget", "\"1s\"")
 }
 
-fn handed_over(node: &Node) {
+fn slow_node(lab: &Lab, containerd: &Programs) -> Result<Node> {
+    slow_plan(lab, containerd).start()
+}
+
+pub(crate) fn handed_over(node: &Node) {
     eventually("a layer to be handed over", || layers_counted(node, "handed_over") > 0.0);
 }
 

@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
@@ -119,6 +119,14 @@ pub(crate) fn stored_path(lab: &Lab, node: &Node, digest: &str) -> PathBuf {
     let hex = digest.trim_start_matches("sha256:");
     let blobs = lab.dir().join(&node.name).join("flotilla/data/blobs/sha256");
     blobs.join(&hex[..2]).join(hex).join("data")
+}
+
+/// One bit of a file turns at `place`.
+pub(crate) fn rots(file: &Path, place: u64) {
+    let file = fs::File::options().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, place).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], place).unwrap();
 }
 
 /// Every blob of the image that lies in the node's store.

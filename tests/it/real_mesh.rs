@@ -1,19 +1,22 @@
 //! A crowd of real daemons behind real containerds: each layer leaves the registry once, and whoever comes later
 //! asks no registry for it.
 
-use std::{collections::BTreeMap, thread};
+use std::{collections::BTreeMap, net::SocketAddr, thread};
 
 use serde_json::Value;
 
-use crate::lab::{
-    Lab,
-    containerd::Programs,
-    image::{Compression, Images, Published},
-    node::Node,
-    process::output,
-    registry::Registry,
-    samples,
-    story::tell,
+use crate::{
+    lab::{
+        Lab,
+        containerd::Programs,
+        image::{Compression, Images, Published},
+        node::{MESH_PORT, Node},
+        process::output,
+        registry::Registry,
+        samples,
+        story::tell,
+    },
+    liar::Liar,
 };
 
 #[test]
@@ -41,6 +44,23 @@ pub(crate) fn crowd_image(images: &Images, name: &str) -> Published {
 
 pub(crate) fn layer_bytes(image: &Published) -> u64 {
     image.layers.iter().map(|layer| layer.blob.size).sum()
+}
+
+/// Two who know each other. `n2` serves wrong bytes: its daemon listens beside its address, at which is the liar.
+pub(crate) fn with_a_liar(lab: &Lab, containerd: &Programs) -> (Vec<Node>, Liar) {
+    let mut nodes = lab
+        .crowd_of(containerd, 2, |plan| {
+            let (name, address) = plan.place();
+            let beside = format!("\"{address}:{}\"", MESH_PORT + 1);
+            if name == "n2" { plan.setting("mesh", "listen", &beside) } else { plan }
+        })
+        .unwrap();
+    let daemon: SocketAddr = nodes[1].flotilla().address_of("mesh").unwrap().parse().unwrap();
+    let mut address = daemon;
+    address.set_port(MESH_PORT);
+    let liar = Liar::start("n2", &lab.dir().join("tls"), address, daemon);
+    meet(&mut nodes);
+    (nodes, liar)
 }
 
 /// Waits until everybody knows everybody.

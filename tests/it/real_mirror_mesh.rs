@@ -11,13 +11,12 @@ use crate::{
         Lab,
         containerd::Programs,
         image::{Layer, Published},
-        node::{MESH_PORT, Node},
+        node::Node,
         story::tell,
     },
-    liar::Liar,
     mirror::{Got, ask},
     real_image::eventually,
-    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet, metric},
+    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet, metric, with_a_liar},
 };
 
 #[test]
@@ -41,7 +40,7 @@ fn a_registry_that_goes_away_in_the_middle_of_a_crowd_fails_no_pull_by_digest() 
 }
 
 /// A client of one node's mirror.
-struct Client<'a> {
+pub(crate) struct Client<'a> {
     /// As `ns` names it.
     registry: String,
     mirror: String,
@@ -50,7 +49,7 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn of(lab: &Lab, node: &Node, image: &'a Published) -> Self {
+    pub(crate) fn of(lab: &Lab, node: &Node, image: &'a Published) -> Self {
         let mirror = node.daemon().unwrap().address_of("mirror").unwrap();
         Self { registry: lab.host(), mirror, image, runtime: Runtime::new().unwrap() }
     }
@@ -62,7 +61,7 @@ impl<'a> Client<'a> {
     }
 
     /// Pulls manifest and layers by their digests, and checks each.
-    fn pulls_by_digest(&self) {
+    pub(crate) fn pulls_by_digest(&self) {
         self.pulls_layers(&self.image.layers);
     }
 
@@ -100,19 +99,7 @@ fn crowd(lab: &Lab, containerd: Programs) {
 
 fn liar(lab: &Lab, containerd: Programs) {
     let image = crowd_image(lab.images(), "demo/lied:v1");
-    // The second daemon listens beside its address: at it is the liar.
-    let mut nodes = lab
-        .crowd_of(&containerd, 2, |plan| {
-            let (name, address) = plan.place();
-            let beside = format!("\"{address}:{}\"", MESH_PORT + 1);
-            if name == "n2" { plan.setting("mesh", "listen", &beside) } else { plan }
-        })
-        .unwrap();
-    let daemon: std::net::SocketAddr = nodes[1].flotilla().address_of("mesh").unwrap().parse().unwrap();
-    let mut address = daemon;
-    address.set_port(MESH_PORT);
-    let _liar = Liar::start("n2", &lab.dir().join("tls"), address, daemon);
-    meet(&mut nodes);
+    let (nodes, _liar) = with_a_liar(lab, &containerd);
     Client::of(lab, &nodes[1], &image).pulls_by_digest();
     Client::of(lab, &nodes[0], &image).pulls_by_digest();
     assert!(metric(&nodes[0], "flotilla_pieces_refused_total", &["peer=\"n2\""]) > 0, "it lied");

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -19,13 +18,13 @@ use crate::{
         Lab,
         containerd::Programs,
         image::{Compression, Published},
-        node::{MESH_PORT, Node},
+        node::Node,
         process::{PATIENCE, output},
         samples,
         story::tell,
     },
-    liar::Liar,
-    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet, metric, pull_at_once},
+    real_image::{rots, stored_path},
+    real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet, metric, pull_at_once, with_a_liar},
 };
 
 #[test]
@@ -54,12 +53,6 @@ fn a_crowd_goes_on_when_its_tracker_stops_answering() {
 }
 
 /// Where a node's own copy of a blob lies.
-fn stored(lab: &Lab, node: &Node, digest: &str) -> PathBuf {
-    let hex = digest.trim_start_matches("sha256:");
-    let blobs = lab.dir().join(&node.name).join("flotilla/data/blobs/sha256");
-    blobs.join(&hex[..2]).join(hex).join("data")
-}
-
 /// Whether a file holds the bytes of its digest.
 fn is_true(path: &Path, digest: &str) -> bool {
     Digest::of(Algorithm::Sha256, &fs::read(path).unwrap()).to_string() == digest
@@ -74,7 +67,7 @@ pub(crate) fn assert_whole(lab: &Lab, node: &Node, name: &str, image: &Published
     assert!(node.is_complete(name).unwrap(), "{}", node.name);
     for layer in &image.layers {
         let digest = &layer.blob.digest;
-        let ours = stored(lab, node, digest);
+        let ours = stored_path(lab, node, digest);
         for path in [node.content_path(digest)].into_iter().chain(ours.exists().then_some(ours)) {
             assert!(is_true(&path, digest), "{}: {}", node.name, path.display());
         }
@@ -86,7 +79,7 @@ pub(crate) fn assert_true(lab: &Lab, node: &Node, name: &str, image: &Published)
     assert!(node.is_complete(name).unwrap(), "{}", node.name);
     for layer in &image.layers {
         let digest = &layer.blob.digest;
-        for path in [node.content_path(digest), stored(lab, node, digest)] {
+        for path in [node.content_path(digest), stored_path(lab, node, digest)] {
             assert!(is_true(&path, digest), "{}: {}", node.name, path.display());
         }
     }
@@ -95,17 +88,7 @@ pub(crate) fn assert_true(lab: &Lab, node: &Node, name: &str, image: &Published)
 fn a_liar(lab: &Lab, containerd: Programs) {
     let image = crowd_image(lab.images(), "demo/lied:v1");
     let name = lab.name("demo/lied:v1");
-    // The second daemon listens beside its address: at it is the liar.
-    let mut nodes = lab
-        .crowd_of(&containerd, 2, |plan| {
-            let (name, address) = plan.place();
-            let beside = format!("\"{address}:{}\"", MESH_PORT + 1);
-            if name == "n2" { plan.setting("mesh", "listen", &beside) } else { plan }
-        })
-        .unwrap();
-    let daemon = nodes[1].flotilla().address_of("mesh").unwrap().parse().unwrap();
-    let _liar = Liar::start("n2", &lab.dir().join("tls"), at_mesh_port(daemon), daemon);
-    meet(&mut nodes);
+    let (mut nodes, _liar) = with_a_liar(lab, &containerd);
     preheat(&nodes[1], &name);
 
     let whole = layer_bytes(&image);
@@ -118,11 +101,6 @@ fn a_liar(lab: &Lab, containerd: Programs) {
     assert_true(lab, &nodes[0], &name, &image);
 }
 
-fn at_mesh_port(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
-    address.set_port(MESH_PORT);
-    address
-}
-
 fn rot(lab: &Lab, containerd: Programs) {
     let image = crowd_image(lab.images(), "demo/rotten:v1");
     let name = lab.name("demo/rotten:v1");
@@ -131,13 +109,10 @@ fn rot(lab: &Lab, containerd: Programs) {
     preheat(&nodes[0], &name);
     // Before its containerd has it: the file is ours alone.
     let digest = image.layers[3].blob.digest.clone();
-    let rotting = stored(lab, &nodes[0], &digest);
-    let file = fs::File::options().read(true).write(true).open(&rotting).unwrap();
-    let mut byte = [0];
+    let rotting = stored_path(lab, &nodes[0], &digest);
     let place = (1 << 20) + 12_345;
     let piece = place / PieceLayout::of(image.layers[3].blob.size).piece_len();
-    file.read_exact_at(&mut byte, place).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], place).unwrap();
+    rots(&rotting, place);
 
     nodes[1].pull(&name).unwrap();
     let said = format!("piece {piece} of {digest} has rotted on disk");

@@ -15,7 +15,7 @@ use crate::{
     piece::PieceLayout,
     preheat::Errand,
     swarm::{
-        Seat,
+        NEXT_MAX, Seat,
         message::{Event, Join, events_to_wire, reports_from_wire},
         tracker::Answer,
     },
@@ -126,17 +126,21 @@ impl Swarm for Caller {
         &self,
         request: Request<wire::HoldsRequest>,
     ) -> Result<Response<wire::HoldsResponse>, Status> {
-        let digest: Digest = request
-            .get_ref()
-            .digest
-            .parse()
-            .map_err(|error| Status::invalid_argument(crate::pull::chain_of(&error)))?;
-        let answer = match self.door.parts.pulls.answer(&digest, &self.name) {
+        let wire::HoldsRequest { digest, next, passed_on } = request.into_inner();
+        let digest: Digest =
+            digest.parse().map_err(|error| Status::invalid_argument(crate::pull::chain_of(&error)))?;
+        let next = usize::try_from(next).unwrap_or(usize::MAX);
+        if next > NEXT_MAX {
+            return Err(Status::invalid_argument(format!("next is {next}: at most {NEXT_MAX}")));
+        }
+        let pulls = &self.door.parts.pulls;
+        let answer = match pulls.answer(&digest, (!passed_on).then_some(&*self.name)) {
             Answer::Nothing => WireAnswer::Nothing,
             Answer::Whole => WireAnswer::Whole,
             Answer::Pulling => WireAnswer::Pulling,
         };
-        Ok(Response::new(wire::HoldsResponse { answer: answer.into() }))
+        let others = pulls.trackers().others(&digest, next).await;
+        Ok(Response::new(wire::HoldsResponse { answer: answer.into(), others }))
     }
 }
 

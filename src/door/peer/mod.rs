@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    identity::{self, Accepted, Identity},
+    identity::{self, AcceptError, Accepted, Identity},
     mesh::Mesh,
     preheat::Preheats,
     pull::Pulls,
@@ -114,6 +114,7 @@ impl Door {
             accepted = identity::accept(&self.parts.identity, tcp) => accepted,
         };
         match accepted {
+            Err(error @ AcceptError::Gone(_)) => tracing::debug!("{error}"),
             Err(error) => tracing::warn!("{error}"),
             Ok(Accepted { stream, peer_name, h2 }) => {
                 let serving = async {

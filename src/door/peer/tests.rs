@@ -1,5 +1,6 @@
 //! Nodes on loopback with everything real (TLS, mesh, store, origin client) and a registry that counts.
 
+mod far;
 #[expect(clippy::print_stdout, reason = "figures")]
 mod host;
 mod small;

@@ -51,7 +51,7 @@ use self::{
     renew::Renewal,
     watch::Watch,
 };
-pub use self::{compare::CompareError, frame::FrameError};
+pub use self::{compare::CompareError, frame::FrameError, watch::WATCHED};
 pub(in crate::mesh) use self::{contacts::Contact, life::Life};
 use crate::mesh::{Member, MemberState};
 
@@ -256,6 +256,15 @@ impl Swim {
         let mut live: Vec<&Member> = active.chain([self.me()]).map(Life::member).collect();
         live.sort_by(|a, b| a.name.cmp(&b.name));
         live
+    }
+
+    /// As [`Self::live`], by key, this node first.
+    pub(in crate::mesh) fn ring(&self) -> Vec<&Member> {
+        let me = self.me();
+        let active = self.active().filter(|life| self.checks.reason(life).is_none());
+        let mut ring: Vec<&Life> = active.collect();
+        ring.sort_by_key(|life| life.key().wrapping_sub(me.key()));
+        [me].into_iter().chain(ring).map(Life::member).collect()
     }
 
     /// Everybody, and contacts that have not answered yet under their address.

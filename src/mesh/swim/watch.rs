@@ -19,7 +19,7 @@ use super::{Action, Due, Life, Swim};
 pub(super) const LARGE: usize = 128;
 /// Members that each watches, and by whom each is watched. That all of them die within the same seconds as the one
 /// that they watch is for the rare probes to notice.
-const WATCHED: usize = 16;
+pub const WATCHED: usize = 16;
 /// Calls of a second each that one may miss: with a hundredth of all messages lost, two would be a suspicion every ten
 /// seconds among a thousand members, and each is news for all (simulated: 13 KB/s a node).
 const MISSES: u32 = 4;

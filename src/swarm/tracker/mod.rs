@@ -304,6 +304,11 @@ impl Swarm {
         }
     }
 
+    /// Somebody heard that this member has something: its answer is waited for as well. `false` if it is here already.
+    pub fn asks(&mut self, name: &Name) -> bool {
+        self.handle_of(name).is_none() && self.polled.insert(name.clone())
+    }
+
     /// A member answered the question at the start.
     pub fn answered(&mut self, member: &Member, answer: Answer, now: Instant) {
         match answer {

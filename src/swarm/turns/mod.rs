@@ -261,12 +261,12 @@ impl Turns {
     }
 
     fn keeper_of(&self, host: &str) -> Member {
-        let rank = self.0.mesh.rank(&Digest::of(Algorithm::Sha256, host.as_bytes()));
+        let rank = self.0.mesh.rank(&name_of(host));
         rank.into_iter().next().unwrap_or_else(|| self.0.mesh.me())
     }
 
     async fn ask(&self, host: &str) -> Result<Held, String> {
-        let (keeper, me) = (self.keeper_of(host), self.0.mesh.me());
+        let (keeper, me, name) = (self.keeper_of(host), self.0.mesh.me(), name_of(host));
         if keeper.name == me.name {
             let mut place = self.queue(host, &me.name).map_err(|error| error.to_string())?;
             return match place.word().await {
@@ -282,9 +282,11 @@ impl Turns {
             let request = wire::TakeRequest { host: host.to_owned() };
             TurnsClient::new(channel).take(request).await.map_err(|status| status.to_string())
         };
-        let asked = tokio::time::timeout(ANSWER_MAX, asking).await;
-        let asked = asked.map_err(|_| format!("`{}` does not answer", keeper.name))?;
-        let mut words = asked?.into_inner();
+        let silent = || format!("`{}` does not answer", keeper.name);
+        let mut words = tokio::select! {
+            asked = tokio::time::timeout(ANSWER_MAX, asking) => asked.map_err(|_| silent())??.into_inner(),
+            () = self.0.mesh.gone(&keeper, &name) => return Err(silent()),
+        };
         match words.message().await {
             Ok(Some(_)) => Ok(Held::There(Box::new(words))),
             Ok(None) => Err(format!("`{}` stops", keeper.name)),
@@ -303,6 +305,11 @@ impl Turns {
         }
         None
     }
+}
+
+/// What the keeper of a host is ranked by.
+fn name_of(host: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, host.as_bytes())
 }
 
 impl Place {

@@ -1,0 +1,139 @@
+//! Machines that vanish, and daemons that are only slow.
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpSocket, TcpStream},
+    sync::watch,
+};
+
+use super::*;
+
+/// Connections that the kernel takes for a listener of this backlog while nobody accepts any: one more than the backlog.
+const BACKLOG: u32 = 1;
+
+/// The way to a member. Closed, it is as if the machine at its end had lost its power: nobody answers, nothing is reset.
+struct Way {
+    address: SocketAddr,
+    open: watch::Sender<bool>,
+    /// They fill the queue of a listener that accepts no more.
+    fill: Vec<TcpStream>,
+}
+
+impl Way {
+    fn to(end: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(BACKLOG).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, mut is_open) = watch::channel(true);
+        let tasks = TaskTracker::new();
+        let forwards = tasks.clone();
+        tasks.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    biased;
+                    () = becomes(&mut is_open, false) => {
+                        becomes(&mut is_open, true).await;
+                        continue;
+                    }
+                    accepted = listener.accept() => accepted,
+                };
+                forwards.spawn(forward(accepted.unwrap().0, end, is_open.clone()));
+            }
+        });
+        Self { address, open, fill: Vec::new() }
+    }
+
+    async fn close(&mut self) {
+        self.open.send_replace(false);
+        for _ in 0..=BACKLOG {
+            self.fill.push(TcpStream::connect(self.address).await.unwrap());
+        }
+    }
+
+    fn open(&mut self) {
+        self.fill.clear();
+        self.open.send_replace(true);
+    }
+}
+
+/// Carries bytes until the way closes, and then holds both ends without a word.
+async fn forward(mut from: TcpStream, end: SocketAddr, mut is_open: watch::Receiver<bool>) {
+    let Ok(mut to) = TcpStream::connect(end).await else { return };
+    tokio::select! {
+        _either_hung_up = copy_bidirectional(&mut from, &mut to) => {}
+        () = becomes(&mut is_open, false) => becomes(&mut is_open, true).await,
+    }
+}
+
+/// For ever, once the way itself is gone.
+async fn becomes(is_open: &mut watch::Receiver<bool>, wanted: bool) {
+    if is_open.wait_for(|open| *open == wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Two who know each other; the second is reached by a way.
+async fn two(ca: &Ca) -> (Node, Node, Way) {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = listener.local_addr().unwrap();
+    drop(listener);
+    let way = Way::to(listen);
+    let a = Start::new(ca, "a").up().await;
+    let start = Start { listen, advertise: Some(way.address.to_string()), ..Start::new(ca, "b") };
+    let b = start.knowing(a.address).up().await;
+    a.sees("a b").await;
+    b.sees("a b").await;
+    (a, b, way)
+}
+
+fn ranked(node: &Node, digest: &Digest) -> String {
+    node.mesh.rank(digest).iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn a_machine_that_answers_nothing_is_passed_over_until_it_is_heard_from() {
+    let ca = Ca::new("ca");
+    let (a, b, mut way) = two(&ca).await;
+    let digest = Digest::of(Algorithm::Sha256, b"whatever");
+    let both = ranked(&a, &digest);
+    assert_eq!(both.len(), "a b".len());
+    way.close().await;
+    let (member, listen) = (b.mesh.me(), b.die().await);
+    tokio::time::timeout(GUARD, a.mesh.gone(&member, &digest)).await.expect("nobody opens");
+    assert_eq!(ranked(&a, &digest), "a");
+    // And nobody else waits for it.
+    tokio::time::timeout(GUARD, a.mesh.gone(&member, &digest)).await.expect("it is known to be gone");
+    way.open();
+    let start = Start { listen, advertise: Some(member.address), generation: 2, ..Start::new(&ca, "b") };
+    let _b = start.knowing(a.address).up().await;
+    let mut changed = a.mesh.changed();
+    let back = async {
+        while ranked(&a, &digest) != both {
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(GUARD, back).await.expect("it is back");
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_only_slow_is_not_gone() {
+    let ca = Ca::new("ca");
+    let (a, b, _way) = two(&ca).await;
+    let digest = Digest::of(Algorithm::Sha256, b"whatever");
+    let member = b.mesh.me();
+    // Its machine goes on; nothing is ever said by its daemon.
+    let hung = TcpListener::bind(b.die().await).await.unwrap();
+    let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&member, &digest)).await;
+    assert!(gone.is_err(), "`gone` says so of a machine that answers");
+    drop(hung);
+}
+
+#[tokio::test]
+async fn who_only_knocks_is_not_complained_of() {
+    let ca = Ca::new("ca");
+    let a = Start::new(&ca, "a").up().await;
+    drop(TcpStream::connect(a.address).await.unwrap());
+    let said = a.turned_away().await;
+    assert_eq!(said, "a connection was gone before its first byte");
+}
