@@ -55,14 +55,14 @@ pub(super) struct Build<'a> {
 }
 
 impl Build<'_> {
-    pub(super) async fn daemon(&self) -> Result<(Daemon, Entrance), RunError> {
+    pub(super) fn daemon(&self) -> Result<(Daemon, Entrance), RunError> {
         let mut metrics = Registry::default();
         let store = self.store()?;
         let snapshots = self.snapshots()?;
-        let mirror_door = self.mirror_door().await?;
+        let mirror_door = self.mirror_door()?;
         let own_doors = mirror_door.local_addr().into_iter().collect();
         let origin = Origin::new(modules::origin(self.settings, own_doors)?).map_err(RunError::Origin)?;
-        let (mesh, entrance) = self.mesh().await?;
+        let (mesh, entrance) = self.mesh()?;
         let rates = Rates::new(modules::rates(self.settings), mesh.clone(), origin.clone());
         let pulls = Pulls::new(pull::Parts {
             store: store.clone(),
@@ -107,9 +107,9 @@ impl Build<'_> {
     }
 
     /// Bound before registries are asked, who must not be this node.
-    async fn mirror_door(&self) -> Result<TcpListener, RunError> {
+    fn mirror_door(&self) -> Result<TcpListener, RunError> {
         let address = self.settings.listen("mirror.listen").expect("the key has a default");
-        Ok(sockets::listen(address, "mirror.listen").await?)
+        Ok(sockets::listen(address, "mirror.listen")?)
     }
 
     fn store(&self) -> Result<Store, RunError> {
@@ -124,10 +124,10 @@ impl Build<'_> {
         snapshots.map(Arc::new).map_err(|source| RunError::Snapshots { path, source })
     }
 
-    async fn mesh(&self) -> Result<(Mesh, Entrance), RunError> {
+    fn mesh(&self) -> Result<(Mesh, Entrance), RunError> {
         let entrance = match identity::load(&modules::identity(self.settings), SystemTime::now()) {
             Ok(identity) => {
-                let listener = sockets::listen(modules::mesh_listen(self.settings), "mesh.listen").await?;
+                let listener = sockets::listen(modules::mesh_listen(self.settings), "mesh.listen")?;
                 Ok((identity, listener))
             }
             Err(error) => Err(error),

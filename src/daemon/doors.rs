@@ -22,7 +22,7 @@ use crate::{
 
 impl Daemon {
     /// Opens the doors. The mesh door stays shut without a valid certificate.
-    pub(super) async fn serve(
+    pub(super) fn serve(
         self,
         entrance: Entrance,
         settings: &Settings,
@@ -47,7 +47,7 @@ impl Daemon {
             door: Arc::clone(&mesh_door),
         };
         gate.begin(entrance);
-        self.serve_admin(settings, mesh_door, tasks, stop).await?;
+        self.serve_admin(settings, mesh_door, tasks, stop)?;
         if settings.switch("containerd.cri_proxy") {
             self.serve_cri(&run_dir.join("cri.sock"), tasks, stop)?;
         }
@@ -98,7 +98,7 @@ impl Daemon {
         });
     }
 
-    async fn serve_admin(
+    fn serve_admin(
         &self,
         settings: &Settings,
         mesh_door: Arc<Mutex<MeshDoor>>,
@@ -130,7 +130,7 @@ impl Daemon {
             jobs: admin::Jobs::default(),
         };
         let address = settings.listen("admin.listen").expect("the key has a default");
-        let http = sockets::listen(address, "admin.listen").await?;
+        let http = sockets::listen(address, "admin.listen")?;
         sockets::announce("admin", &http);
         let socket = sockets::open(&settings.path("node.run_dir").unwrap_or_default().join("admin.sock"))?;
         tasks.spawn(admin::serve_http(http, parts.clone(), stop.clone().cancelled_owned()));

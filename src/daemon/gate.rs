@@ -84,7 +84,7 @@ impl Gate {
             let now = SystemTime::now();
             match self.identity.clone() {
                 Some(identity) => self.renew(&identity, now),
-                None => self.try_to_open(now).await,
+                None => self.try_to_open(now),
             }
         }
     }
@@ -104,7 +104,7 @@ impl Gate {
         *self.door.lock() = MeshDoor { open: true, trouble: None, wanted: true };
     }
 
-    async fn try_to_open(&mut self, now: SystemTime) {
+    fn try_to_open(&mut self, now: SystemTime) {
         let identity = match identity::load(&modules::identity(&self.settings), now) {
             Ok(identity) => identity,
             Err(error) => {
@@ -112,7 +112,7 @@ impl Gate {
                 return self.stays_shut(chain_of(&error), some_file);
             }
         };
-        let listening = sockets::listen(modules::mesh_listen(&self.settings), "mesh.listen").await;
+        let listening = sockets::listen(modules::mesh_listen(&self.settings), "mesh.listen");
         let bound = listening.and_then(|listener| sockets::address(&listener).map(|at| (listener, at)));
         match bound {
             Ok((listener, at)) => {

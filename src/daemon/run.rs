@@ -43,8 +43,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     on_signal(&tasks, stop.clone())?;
-    let (daemon, entrance) = Build { settings: &settings, tasks: &tasks, stop: &stop }.daemon().await?;
-    daemon.serve(entrance, &settings, &tasks, &stop).await?;
+    let (daemon, entrance) = Build { settings: &settings, tasks: &tasks, stop: &stop }.daemon()?;
+    daemon.serve(entrance, &settings, &tasks, &stop)?;
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     stop.cancelled().await;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 /// Why a door cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +66,19 @@ pub(super) fn open(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
+/// Connections that wait to be accepted: what the kernel allows by default. A crowd of a thousand calls one member in
+/// the same moment, and whoever finds no place waits a second before it calls again.
+const BACKLOG: u32 = 4096;
+
 /// A listener on `address`, which the setting `key` names.
-pub(super) async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, SocketError> {
-    TcpListener::bind(address).await.map_err(|source| SocketError::Tcp { address, key, source })
+pub(super) fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, SocketError> {
+    let listening = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listening().map_err(|source| SocketError::Tcp { address, key, source })
 }
 
 /// Where a listener really listens.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, header::HOST};
 use http_body_util::Empty;
 use hyper::{body::Incoming, client::conn::http1};
@@ -173,15 +174,15 @@ impl Connections {
                 address: to.address.clone(),
                 why: identity::explain(&error),
             })?;
-        let closing = self.closing.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = closing.cancelled() => {}
-                // Whoever waits for the response gets the error.
-                _ = connection => {}
-            }
-        });
+        // Whoever waits for the response gets the error.
+        self.spawn(connection.map(|_| ()));
         Ok(sender)
+    }
+
+    /// A task that ends with the connections.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move { closing.run_until_cancelled_owned(task).await });
     }
 
     fn lines_to(&self, to: &Member) -> Arc<Lines> {

@@ -132,7 +132,7 @@ impl Dialer {
 }
 
 /// The first of the addresses of `host:port` that answers, within one limit for all.
-pub(super) async fn connect_tcp(address: &str) -> Result<TcpStream, ConnectError> {
+async fn connect_tcp(address: &str) -> Result<TcpStream, ConnectError> {
     let timed_out = || ConnectError::Timeout { address: address.to_owned(), after: TCP_CONNECT_MAX };
     let connecting = async {
         let found: Vec<SocketAddr> = tokio::net::lookup_host(address)

@@ -1,79 +1,94 @@
 //! Whether a member's machine answers at all.
 //!
-//! A daemon may be slow, and is waited for. Its kernel is not: it answers a connection within a round trip, however busy
+//! A daemon may be slow, and is waited for. Its kernel is not: it opens a connection within a round trip, however busy
 //! the daemon is. So whoever waits for a member's word knocks after a while, and at the same moment at those who would be
-//! asked next: a machine that is gone costs half a second, and as many as are gone with it cost nothing more. Who does not
-//! open is passed over by [`Mesh::rank`] until it is heard from, or until the membership has had time to decide.
+//! asked next: machines that are gone cost half a second, be they one or nine. Who does not open is passed over by
+//! [`Mesh::rank`] until something is heard from it or it opens, which is looked at every second, or until the membership
+//! has decided.
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    sync::{Arc, Weak},
+    time::Duration,
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{join_all, select_ok},
-};
+use futures_util::{FutureExt as _, future::select_ok};
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use rand::RngExt as _;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
-use super::{Member, Mesh, dial};
+use super::{Member, Mesh, Shared};
 use crate::oci::Digest;
 
 /// A member that is near and not busy answers a request within milliseconds, and costs no knock.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// As much more at most, by chance: a crowd that waits for one member does not knock with one hand.
+const PATIENCE_MORE_MS: u64 = 100;
 /// More than a round trip around the world.
 const OPENS_WITHIN: Duration = Duration::from_millis(400);
 /// Of two packets one may be lost.
 const AGAIN_AFTER: Duration = Duration::from_millis(150);
-/// Others who wait for the same member do not knock as well.
+/// How soon a member that opens again, or that was not gone, is back.
 const KNOCKS_EVERY: Duration = Duration::from_secs(1);
-/// What the membership may take to notice, at its largest.
-const SILENT_FOR: Duration = Duration::from_secs(20);
-/// Those after a member that are looked at with it: one rack's worth of a rank is rarely gone at once.
+/// Those after a member that are looked at with it.
 const NEXT: usize = 8;
 
-/// Whom this node has knocked at.
+/// Whom this node knocks at, by name; each by one task.
 #[derive(Default)]
 pub(super) struct Knocks {
-    last: Mutex<HashMap<String, Knock>>,
+    under_way: Mutex<HashMap<String, Knock>>,
 }
 
-#[derive(Clone, Copy)]
 struct Knock {
-    at: Instant,
+    generation: u64,
+    /// Nobody has opened, and nothing has been heard since.
     silent: bool,
+    /// A word has come since the knocking began: that counts more.
+    heard: bool,
 }
 
 impl Knocks {
-    /// Nobody opened at the last knock, and nothing has been heard since.
-    pub(super) fn is_silent(&self, name: &str, now: Instant) -> bool {
-        let last = self.last.lock();
-        last.get(name).is_some_and(|knock| knock.silent && now.duration_since(knock.at) < SILENT_FOR)
+    pub(super) fn is_silent(&self, member: &Member) -> bool {
+        let knock = self.under_way.lock();
+        knock.get(&member.name).is_some_and(|knock| knock.silent && knock.generation == member.generation)
     }
 
     /// A word came from `name`. `true` if it was believed silent.
     pub(super) fn heard(&self, name: &str) -> bool {
-        self.last.lock().remove(name).is_some_and(|knock| knock.silent)
+        let mut under_way = self.under_way.lock();
+        under_way.get_mut(name).is_some_and(|knock| {
+            knock.heard = true;
+            std::mem::take(&mut knock.silent)
+        })
     }
 
-    /// Those of `members` at whom nobody has knocked lately; somebody does now.
-    fn begin(&self, members: impl Iterator<Item = Member>, now: Instant) -> Vec<Member> {
-        let mut last = self.last.lock();
-        last.retain(|_, knock| now.duration_since(knock.at) < SILENT_FOR);
-        let is_due = |name: &str, last: &HashMap<String, Knock>| {
-            last.get(name).is_none_or(|knock| !knock.silent && now.duration_since(knock.at) >= KNOCKS_EVERY)
-        };
-        let due: Vec<Member> = members.filter(|member| is_due(&member.name, &last)).collect();
-        last.extend(due.iter().map(|member| (member.name.clone(), Knock { at: now, silent: false })));
-        due
+    /// `false` if somebody knocks there already.
+    fn begin(&self, member: &Member) -> bool {
+        let mut under_way = self.under_way.lock();
+        let is_new = under_way.get(&member.name).is_none_or(|knock| knock.generation < member.generation);
+        if is_new {
+            let knock = Knock { generation: member.generation, silent: false, heard: false };
+            under_way.insert(member.name.clone(), knock);
+        }
+        is_new
     }
 
-    /// It did not open. `false` if a word came meanwhile.
-    fn silent(&self, name: &str, at: Instant) -> bool {
-        let mut last = self.last.lock();
-        let knock = last.get_mut(name).filter(|knock| knock.at == at);
-        knock.is_some_and(|knock| !std::mem::replace(&mut knock.silent, true))
+    /// Nobody opened: whether that is news. `None` if there is nothing to knock for any more.
+    fn shut(&self, member: &Member) -> Option<bool> {
+        let mut under_way = self.under_way.lock();
+        let is_it = |knock: &&mut Knock| knock.generation == member.generation && !knock.heard;
+        let knock = under_way.get_mut(&member.name).filter(is_it)?;
+        Some(!std::mem::replace(&mut knock.silent, true))
+    }
+
+    /// `true` if it was believed silent.
+    pub(super) fn end(&self, member: &Member) -> bool {
+        let mut under_way = self.under_way.lock();
+        let is_it = under_way.get(&member.name).is_some_and(|knock| knock.generation == member.generation);
+        is_it && under_way.remove(&member.name).is_some_and(|knock| knock.silent)
     }
 }
 
@@ -82,48 +97,69 @@ impl Mesh {
     /// never while it may only be slow.
     pub async fn gone(&self, member: &Member, digest: &Digest) {
         let mut changed = self.changed();
-        sleep(PATIENCE).await;
-        let knocks = &self.shared.knocks;
-        if !knocks.is_silent(&member.name, Instant::now()) {
-            let me = self.me();
-            let next =
-                self.rank(digest).into_iter().filter(|next| next.name != me.name && next.name != member.name);
-            self.knock(std::iter::once(member.clone()).chain(next.take(NEXT))).await;
+        let more = Duration::from_millis(rand::rng().random_range(0..PATIENCE_MORE_MS));
+        sleep(PATIENCE + more).await;
+        if !self.is_silent(member) {
+            let me = self.me().name;
+            let is_other = |next: &Member| next.name != me && next.name != member.name;
+            let next: Vec<Member> = self.rank(digest).into_iter().filter(is_other).take(NEXT).collect();
+            for member in next.iter().chain([member]) {
+                self.knock(member);
+            }
         }
-        while !knocks.is_silent(&member.name, Instant::now()) {
+        while !self.is_silent(member) {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    async fn knock(&self, at: impl Iterator<Item = Member>) {
-        let now = Instant::now();
-        let due = self.shared.knocks.begin(at, now);
-        let knocking = due.iter().map(async |member| {
-            if !opens(&member.address).await && self.shared.knocks.silent(&member.name, now) {
-                tracing::info!(
-                    member = member.name,
-                    "`{}` at {} does not answer",
-                    member.name,
-                    member.address
-                );
-                // Its connections lead nowhere, and whoever ranks members ranks them without it.
-                self.shared.forget(&member.name);
-                self.shared.version.send_modify(|version| *version += 1);
-                self.failed(&member.name);
-            }
-        });
-        join_all(knocking).await;
+    /// Whether it has not opened at the last knock, and said nothing since.
+    #[must_use]
+    pub fn is_silent(&self, member: &Member) -> bool {
+        self.shared.knocks.is_silent(member)
+    }
+
+    fn knock(&self, at: &Member) {
+        if let Some(connections) = self.shared.connections.get()
+            && self.shared.knocks.begin(at)
+        {
+            connections.spawn(knock(Arc::downgrade(&self.shared), at.clone()));
+        }
     }
 }
 
-/// A refusal is one at the second time as well; a packet that was lost is not.
+/// Until it opens, has been heard from, or is no member any more.
+async fn knock(shared: Weak<Shared>, at: Member) {
+    loop {
+        let opens = opens(&at.address).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let is_member = shared.swim.lock().live().contains(&&at);
+        let shut = if is_member && !opens { shared.knocks.shut(&at) } else { None };
+        match shut {
+            None => return shared.knocked(&at),
+            Some(false) => {}
+            Some(true) => {
+                tracing::info!(member = at.name, "`{}` at {} does not answer", at.name, at.address);
+                // What leads there leads nowhere, and whoever ranks members ranks them without it.
+                shared.forget(&at.name);
+                shared.version.send_modify(|version| *version += 1);
+                shared.doubt(&at.name);
+            }
+        }
+        drop(shared);
+        sleep(KNOCKS_EVERY).await;
+    }
+}
+
+/// Whether a connection opens, or is refused, which is an answer as well. What fails on this side tells nothing.
 async fn opens(address: &str) -> bool {
+    let Ok(found) = tokio::net::lookup_host(address).await else { return true };
+    let found: Vec<_> = found.collect();
     let again = async {
         sleep(AGAIN_AFTER).await;
-        dial::connect_tcp(address).await
+        TcpStream::connect(&*found).await
     };
-    let either = select_ok([dial::connect_tcp(address).boxed(), again.boxed()]);
-    timeout(OPENS_WITHIN, either).await.is_ok_and(|opened| opened.is_ok())
+    let either = select_ok([TcpStream::connect(&*found).boxed(), again.boxed()]);
+    timeout(OPENS_WITHIN, either).await.is_ok()
 }

@@ -46,7 +46,7 @@ pub use swim::{CompareError, FrameError, WATCHED};
 
 use self::{
     connect::Connections,
-    swim::{Action, Change, Event, Life, Refusal, Swim},
+    swim::{Action, Change, Event, Life, Refusal, Swim, key_of},
 };
 use crate::{identity::Identity, oci::Digest, wire::mesh as wire};
 
@@ -190,11 +190,23 @@ impl Mesh {
         self.shared.swim.lock().live().into_iter().cloned().collect()
     }
 
-    /// This node, and the live members in the order in which they watch each other: connections to the first
-    /// [`WATCHED`] after this node are kept in a large mesh.
+    /// What `look` sees in the ring of the live members: this node, and those after it in the order in which they
+    /// watch each other. Connections to the first [`WATCHED`] after this node are kept in a large mesh. The
+    /// membership waits meanwhile.
+    pub fn on_ring<T>(&self, look: impl FnOnce(&[&Member]) -> T) -> T {
+        look(&self.shared.swim.lock().ring())
+    }
+
+    /// The live member of this name.
     #[must_use]
-    pub fn ring(&self) -> Vec<Member> {
-        self.shared.swim.lock().ring().into_iter().cloned().collect()
+    pub fn member(&self, name: &str) -> Option<Member> {
+        self.shared.swim.lock().live_named(name).cloned()
+    }
+
+    /// How far after `from` on the ring `to` is, by their names.
+    #[must_use]
+    pub fn distance(from: &str, to: &str) -> u64 {
+        key_of(to).wrapping_sub(key_of(from))
     }
 
     /// Everybody with their state, sorted by name. A seed that has never answered stands under its address.
@@ -207,14 +219,14 @@ impl Mesh {
     /// alone if nobody may.
     #[must_use]
     pub fn rank(&self, digest: &Digest) -> Vec<Member> {
-        let (swim, now) = (self.shared.swim.lock(), Instant::now());
-        let answers = |member: &&Member| !self.shared.knocks.is_silent(&member.name, now);
+        let swim = self.shared.swim.lock();
+        let answers = |member: &&Member| !self.shared.knocks.is_silent(member);
         let ranked: Vec<Member> =
             hrw_rank(digest, swim.live().into_iter().filter(answers)).into_iter().cloned().collect();
         if ranked.is_empty() { vec![swim.me().member().clone()] } else { ranked }
     }
 
-    /// Bumps whenever [`Self::members`] changes.
+    /// Bumps whenever [`Self::members`] or [`Self::rank`] changes.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.version.subscribe()
@@ -222,8 +234,12 @@ impl Mesh {
 
     /// Somebody saw a connection to this member die: it is greeted now, not probed at its next turn.
     pub fn failed(&self, name: &str) {
-        self.shared.apply(Event::Doubted { name: name.to_owned() });
-        self.shared.wake.notify_one();
+        self.shared.doubt(name);
+    }
+
+    /// A member whose certificate has this name has said something.
+    pub fn heard(&self, name: &str) {
+        self.shared.heard_from(name);
     }
 
     /// The channel for small requests to a member: HTTP/2, kept, dialed again by itself. The certificate
@@ -238,7 +254,11 @@ impl Mesh {
         to: &Member,
         path: &str,
     ) -> Result<http::Response<hyper::body::Incoming>, GetError> {
-        self.connections()?.get(to, path).await
+        let answer = self.connections()?.get(to, path).await;
+        if answer.is_ok() {
+            self.heard(&to.name);
+        }
+        answer
     }
 
     /// The answering side of Members.Hello: the whole message, from a caller whose certificate names
@@ -382,12 +402,28 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    fn doubt(&self, name: &str) {
+        self.apply(Event::Doubted { name: name.to_owned() });
+        self.wake.notify_one();
+    }
+
     /// A word of `name`: it is not silent.
     fn heard_from(&self, name: &str) {
         if self.knocks.heard(name) {
-            tracing::info!(member = name, "`{name}` answers again");
-            self.version.send_modify(|version| *version += 1);
+            self.answers_again(name);
         }
+    }
+
+    /// The knocking has ended.
+    fn knocked(&self, at: &Member) {
+        if self.knocks.end(at) {
+            self.answers_again(&at.name);
+        }
+    }
+
+    fn answers_again(&self, name: &str) {
+        tracing::info!(member = name, "`{name}` is waited for again");
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// Tells the log, drops connections that mean nothing any more, and wakes who watches.

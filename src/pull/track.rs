@@ -119,10 +119,12 @@ impl Dialer {
             }
             () = self.mesh.gone(&tracker, &join.digest) => return Err("its machine does not answer".to_owned()),
         };
+        let name = tracker.name.clone();
         self.open(tracker, number, End::Remote(outbox)).await;
         loop {
             let message = stream.message().await.map_err(|status| status.to_string())?;
             let Some(message) = message else { return Ok(()) };
+            self.mesh.heard(&name);
             let events = events_from_wire(message, count).map_err(|error| error.to_string())?;
             if self.news.send(News::Told { number, events }).await.is_err() {
                 return Ok(());

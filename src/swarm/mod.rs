@@ -15,7 +15,7 @@ mod trackers;
 mod turns;
 
 pub use self::{
-    poll::NEXT_MAX,
+    poll::HOPS_MAX,
     trackers::{Seat, TrackError, Trackers},
     turns::{NoPlace, Place, Turn, TurnMetrics, Turns, Word},
 };

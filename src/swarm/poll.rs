@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   up to 128 members:   tracker ──▶ each
-//!   beyond:              tracker ──▶ 128, evenly spread over the ring of the members
-//!                                      └─▶ those that come after it, up to the next that the tracker asks
+//!   beyond:              tracker ──▶ 96, the heads, evenly spread over the ring of the members
+//!                                      └─▶ those between a head and the next one
 //! ```
 //! A large mesh's members keep connections to those that come after them in the ring, so that the question goes there
-//! without a handshake; the last of them passes it on. What is found so is asked again by the tracker itself: a member
-//! speaks for itself only.
+//! without a handshake; the last of them goes on with it. Who is said to have the blob is asked by the tracker itself:
+//! a member speaks for itself only. Where the last of a row is gone, or there are thousands and many of them are slow,
+//! some may not be asked: that costs a read of the origin.
 
 use std::time::Duration;
 
@@ -20,92 +21,138 @@ use super::{
     trackers::Trackers,
 };
 use crate::{
-    mesh::{Member, WATCHED},
+    mesh::{Member, Mesh, Role, WATCHED, is_name},
     oci::Digest,
     wire::mesh::{self as wire, holds_response::Answer as WireAnswer, swarm_client::SwarmClient},
 };
 
-/// Members that a question goes on to, one after the other: 78 in a mesh of ten thousand.
-pub const NEXT_MAX: usize = 1024;
+/// Members that go on with a question, one after the other: as many as the largest mesh needs between two heads.
+pub const HOPS_MAX: usize = 12;
 /// Names in an answer: as many sources as a pull has use for at first.
 const OTHERS_MAX: usize = 16;
-/// A neighbour that has not answered by then is done without: five in a row fit into the time for which answers count.
+/// An answer with so many names at their longest.
+const ANSWER_LEN_MAX: usize = 8 * 1024;
+/// A neighbour that has not answered by then is done without.
 const HOP_MAX: Duration = Duration::from_millis(400);
-/// Questions that a node passes on at a time.
+/// A head that has not answered by then is asked no more, and the one after it is: within the time for which answers
+/// count.
+const HEAD_MAX: Duration = Duration::from_millis(1500);
+/// Questions that a node goes on with at a time.
 pub(super) const RELAYS_MAX: usize = 64;
 
-/// A member that a tracker asks, and how many after it that one is to ask.
+/// A member that a tracker asks, and those that it is to ask.
 struct Question {
     to: Member,
-    next: usize,
     /// The first of those, who is asked in its place if it is not there.
     instead: Option<Member>,
+    /// The next head: those before it.
+    until: Name,
+    hops: usize,
 }
 
-/// What a member says of itself, and who else it has heard of.
+/// What a member says of itself, and of whom it has heard that they have the blob.
 struct Said {
     answer: Answer,
     others: Vec<Name>,
 }
 
-impl Said {
-    const NOTHING: Self = Self { answer: Answer::Nothing, others: Vec::new() };
-}
-
-/// Whom to ask of `ring`, at most `asked_max`, so that everybody but `puller` is asked by somebody.
-fn questions(ring: &[Member], puller: &str, asked_max: usize) -> Vec<Question> {
-    let each = ring.len().div_ceil(asked_max).max(1);
-    let of = |part: &[Member]| {
+/// Whom to ask of `ring`, so that everybody but `puller` is asked by somebody: each of `asked_max` members, and of more
+/// some three quarters as many, since connections to others are to be kept as well.
+fn questions(ring: &[&Member], puller: &str, asked_max: usize) -> Vec<Question> {
+    if ring.len() <= asked_max {
+        let others = ring.iter().filter(|member| member.name != puller && member.role != Role::Leech);
+        let alone = |to: &&Member| Question { to: (*to).clone(), instead: None, until: Name::new(), hops: 0 };
+        return others.map(alone).collect();
+    }
+    let each = ring.len().div_ceil((asked_max * 3 / 4).max(1));
+    // One more, for those that not everybody has heard of.
+    let hops = (each.div_ceil(WATCHED) + 1).min(HOPS_MAX);
+    let heads = (0..ring.len()).step_by(each);
+    let of = |head: usize| {
+        let part = &ring[head..ring.len().min(head + each)];
+        let until = ring[(head + part.len()) % ring.len()].name.clone();
         let part = if part[0].name == puller { &part[1..] } else { part };
         let (to, after) = part.split_first()?;
-        Some(Question { to: to.clone(), next: after.len().min(NEXT_MAX), instead: after.first().cloned() })
+        let instead = after.first().map(|member| (*member).clone());
+        Some(Question { to: (*to).clone(), instead, until, hops })
     };
-    ring.chunks(each).filter_map(of).collect()
+    heads.filter_map(of).collect()
+}
+
+/// Those of the `ring` after this node, the first on it, and before `until`: at most as many as it keeps connections to,
+/// and whether there are more.
+fn before<'a>(ring: &[&'a Member], until: &str) -> (Vec<&'a Member>, bool) {
+    let Some((me, after)) = ring.split_first() else { return (Vec::new(), false) };
+    // Its own name is all the way round.
+    let end = Mesh::distance(&me.name, until).wrapping_sub(1);
+    let between =
+        after.iter().take_while(|member| Mesh::distance(&me.name, &member.name).wrapping_sub(1) < end);
+    let mut first: Vec<&Member> = between.take(WATCHED + 1).copied().collect();
+    let is_more = first.len() > WATCHED;
+    first.truncate(WATCHED);
+    (first, is_more)
+}
+
+fn request(digest: &Digest, until: &str, hops: usize) -> wire::HoldsRequest {
+    wire::HoldsRequest {
+        digest: digest.to_string(),
+        until: until.to_owned(),
+        hops: u32::try_from(hops).expect("a small limit"),
+        passed_on: false,
+    }
 }
 
 impl Trackers {
     /// Asks everybody but `puller` what they hold of a blob, whose swarm begins here; who is asked by this node itself.
     pub(super) fn poll(&self, digest: &Digest, puller: &str) -> Vec<Name> {
-        let questions = questions(&self.0.mesh.ring(), puller, self.0.asked_max);
+        let questions = self.0.mesh.on_ring(|ring| questions(ring, puller, self.0.asked_max));
         let names = questions.iter().map(|question| question.to.name.clone()).collect();
         for question in questions {
-            self.0.tasks.spawn(self.clone().ask_about(digest.clone(), question));
+            let (trackers, digest, stop) = (self.clone(), digest.clone(), self.0.stop.clone());
+            self.0.tasks.spawn(async move {
+                stop.run_until_cancelled(trackers.ask_about(&digest, question)).await;
+            });
         }
         names
     }
 
-    async fn ask_about(self, digest: Digest, question: Question) {
-        let Question { to, instead, next } = question;
-        let said = match timeout(SILENCE_MAX, self.ask(&to, &digest, next)).await {
-            Ok(Some(said)) => said,
-            Ok(None) | Err(_) => match instead {
-                Some(instead) => {
-                    let others = timeout(SILENCE_MAX, self.ask(&instead, &digest, next - 1)).await;
-                    let Said { answer, mut others } = others.ok().flatten().unwrap_or(Said::NOTHING);
-                    others.extend((answer != Answer::Nothing).then_some(instead.name));
-                    Said { answer: Answer::Nothing, others }
-                }
-                None => Said::NOTHING,
-            },
+    async fn ask_about(&self, digest: &Digest, question: Question) {
+        let Question { to, instead, until, hops } = question;
+        let limit = if hops == 0 { SILENCE_MAX } else { HEAD_MAX };
+        let asked = async |member: &Member| {
+            let is_silent = self.0.mesh.is_silent(member);
+            let asking = timeout(limit, self.ask(member, digest, &until, hops));
+            if is_silent { None } else { asking.await.ok().flatten() }
         };
-        let others = self.found(&digest, said.others);
-        self.heard(&digest, &to, said.answer).await;
+        let (mut answer, mut others) = (Answer::Nothing, Vec::new());
+        match (asked(&to).await, &instead) {
+            (Some(said), _) => (answer, others) = (said.answer, said.others),
+            (None, Some(instead)) => {
+                if let Some(said) = asked(instead).await {
+                    others = said.others;
+                    others.extend((said.answer == Answer::Whole).then(|| instead.name.clone()));
+                }
+            }
+            (None, None) => {}
+        }
+        let others = self.found(digest, &others);
+        self.heard(digest, &to, answer).await;
         join_all(others.iter().map(async |other| {
-            let said = timeout(SILENCE_MAX, self.ask(other, &digest, 0)).await;
-            self.heard(&digest, other, said.ok().flatten().map_or(Answer::Nothing, |said| said.answer)).await;
+            let said = timeout(SILENCE_MAX, self.ask(other, digest, "", 0)).await.ok().flatten();
+            self.heard(digest, other, said.map_or(Answer::Nothing, |said| said.answer)).await;
         }))
         .await;
     }
 
     /// Members of these names, from whom an answer is waited for now.
-    fn found(&self, digest: &Digest, names: Vec<Name>) -> Vec<Member> {
-        if names.is_empty() {
-            return Vec::new();
-        }
-        let mut members = self.0.mesh.members();
-        members.retain(|member| names.contains(&member.name));
-        self.with(digest, |swarm, _| members.retain(|member| swarm.asks(&member.name)));
-        members
+    fn found(&self, digest: &Digest, names: &[Name]) -> Vec<Member> {
+        let mut members: Vec<Member> = names.iter().filter_map(|name| self.0.mesh.member(name)).collect();
+        let mut is_tracked = false;
+        self.with(digest, |swarm, _| {
+            is_tracked = true;
+            members.retain(|member| swarm.asks(&member.name));
+        });
+        if is_tracked { members } else { Vec::new() }
     }
 
     async fn heard(&self, digest: &Digest, member: &Member, answer: Answer) {
@@ -116,47 +163,57 @@ impl Trackers {
     }
 
     /// `None` if it cannot be asked.
-    async fn ask(&self, member: &Member, digest: &Digest, next: usize) -> Option<Said> {
+    async fn ask(&self, member: &Member, digest: &Digest, until: &str, hops: usize) -> Option<Said> {
         if member.name == self.0.mesh.me().name {
             let answer = if self.0.store.holds(digest) { Answer::Whole } else { Answer::Nothing };
-            return Some(Said { answer, others: self.others(digest, next).await });
+            return Some(Said { answer, others: self.others(digest, until, hops).await });
         }
-        self.ask_as(member, digest, next, false).await
+        self.ask_there(member, &request(digest, until, hops)).await
     }
 
-    async fn ask_as(&self, member: &Member, digest: &Digest, next: usize, passed_on: bool) -> Option<Said> {
+    async fn ask_there(&self, member: &Member, request: &wire::HoldsRequest) -> Option<Said> {
         let channel = self.0.mesh.control(member).await.ok()?;
-        let next = u32::try_from(next.min(NEXT_MAX)).expect("a small limit");
-        let request = wire::HoldsRequest { digest: digest.to_string(), next, passed_on };
-        let mut response = SwarmClient::new(channel).holds(request).await.ok()?.into_inner();
+        let mut client = SwarmClient::new(channel).max_decoding_message_size(ANSWER_LEN_MAX);
+        let mut response = client.holds(request.clone()).await.ok()?.into_inner();
         let answer = match response.answer() {
             WireAnswer::Whole => Answer::Whole,
             WireAnswer::Pulling => Answer::Pulling,
             WireAnswer::Nothing => Answer::Nothing,
         };
-        response.others.truncate(OTHERS_MAX);
+        response.others.retain(|name| is_name(name));
+        response.others.truncate(if request.hops == 0 { 0 } else { OTHERS_MAX });
         Some(Said { answer, others: response.others })
     }
 
-    /// Those of the `next` members after this node who say that they have something of a blob. Nobody, if too many ask.
-    pub async fn others(&self, digest: &Digest, next: usize) -> Vec<Name> {
-        if next == 0 {
+    /// Those between this node and `until` who say that they have the blob, or are said to by the last of those that
+    /// this node asks. Nobody, if too many ask.
+    pub async fn others(&self, digest: &Digest, until: &str, hops: usize) -> Vec<Name> {
+        if hops == 0 {
             return Vec::new();
         }
-        let Ok(_permit) = self.0.relays.try_acquire() else { return Vec::new() };
-        let mut after = self.0.mesh.ring();
-        after.remove(0);
-        after.truncate(next.min(WATCHED));
-        let last = after.len().saturating_sub(1);
-        let asking = after.iter().enumerate().map(async |(place, member)| {
-            let beyond = if place == last { next.saturating_sub(WATCHED) } else { 0 };
-            let hops = u32::try_from(1 + beyond.div_ceil(WATCHED)).expect("few");
-            let said = timeout(HOP_MAX * hops, self.ask_as(member, digest, beyond, true)).await;
-            let Said { answer, mut others } = said.ok().flatten().unwrap_or(Said::NOTHING);
-            others.extend((answer != Answer::Nothing).then(|| member.name.clone()));
-            others
+        let Ok(Ok(_permit)) = timeout(HOP_MAX, self.0.relays.acquire()).await else { return Vec::new() };
+        let (next, is_more) = self.0.mesh.on_ring(|ring| {
+            let (next, is_more) = before(ring, until);
+            (next.into_iter().cloned().collect::<Vec<Member>>(), is_more)
         });
-        let mut others = join_all(asking).await.concat();
+        let passed_on = |until, hops| wire::HoldsRequest { passed_on: true, ..request(digest, until, hops) };
+        let plain = passed_on("", 0);
+        let near = join_all(next.iter().map(async |member| {
+            let said = timeout(HOP_MAX, self.ask_there(member, &plain)).await.ok().flatten();
+            said.filter(|said| said.answer == Answer::Whole).map(|_| member.name.clone())
+        }));
+        let far = async {
+            // One whose connection breaks is replaced by the one before it.
+            for last in next.iter().rev().filter(|_| is_more && hops > 1).take(2) {
+                if let Some(said) = self.ask_there(last, &passed_on(until, hops - 1)).await {
+                    return said.others;
+                }
+            }
+            Vec::new()
+        };
+        let patience = HOP_MAX * u32::try_from(hops).expect("a small limit");
+        let (near, far) = tokio::join!(near, timeout(patience, far));
+        let mut others: Vec<Name> = near.into_iter().flatten().chain(far.unwrap_or_default()).collect();
         others.truncate(OTHERS_MAX);
         others
     }
@@ -164,10 +221,29 @@ impl Trackers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::mesh::Role;
+    use std::collections::BTreeSet;
 
-    fn ring(count: usize) -> Vec<Member> {
+    use super::*;
+
+    const ASKED_MAX: usize = 128;
+
+    /// Members in the order of the ring, `first` before all.
+    fn ring_of<'a>(members: &'a [Member], first: &'a Member) -> Vec<&'a Member> {
+        let others = members.iter().filter(|member| member.name != first.name);
+        let mut ring: Vec<&Member> = [first].into_iter().chain(others).collect();
+        ring.sort_by_cached_key(|member| Mesh::distance(&first.name, &member.name));
+        ring
+    }
+
+    /// The same ring as `first` sees it, whether it is on it or not.
+    fn turned<'a>(ring: &[&'a Member], first: &'a Member) -> Vec<&'a Member> {
+        let place = |member: &&Member| Mesh::distance(&ring[0].name, &member.name);
+        let at = ring.partition_point(|member| place(member) < place(&first));
+        let after = ring[at..].iter().chain(&ring[..at]).filter(|member| member.name != first.name);
+        [first].into_iter().chain(after.copied()).collect()
+    }
+
+    fn members(count: usize) -> Vec<Member> {
         let member = |number| Member {
             name: format!("n{number}"),
             address: "127.0.0.1:1".to_owned(),
@@ -178,19 +254,47 @@ mod tests {
         (0..count).map(member).collect()
     }
 
-    #[test]
-    fn everybody_is_asked_by_somebody() {
-        for (count, asked) in [(2, 1), (128, 127), (129, 65), (1000, 125), (2048, 128), (10_000, 127)] {
-            let ring = ring(count);
-            // The puller is there already, wherever it stands.
-            for puller in [&ring[0], &ring[1]] {
-                let questions = questions(&ring, &puller.name, 128);
-                assert_eq!(questions.len(), asked, "{count} members");
-                let reached: usize = questions.iter().map(|question| 1 + question.next).sum();
-                let is_passed_on_to = count > 128 && *puller == ring[1];
-                assert_eq!(reached, count - 1 + usize::from(is_passed_on_to));
-                assert!(questions.iter().all(|question| question.to != *puller));
+    /// Who hears the question if `knows` is the ring of those that each of the others knows of.
+    fn asked<'a>(tracker: &[&'a Member], puller: &str, knows: &[&'a Member]) -> BTreeSet<&'a str> {
+        let mut asked = BTreeSet::new();
+        let on_ring = |name: &str| *tracker.iter().chain(knows).find(|member| member.name == name).unwrap();
+        for question in questions(tracker, puller, ASKED_MAX) {
+            let (mut at, mut hops) = (on_ring(&question.to.name), question.hops);
+            asked.insert(&*at.name);
+            while hops > 0 {
+                let (next, is_more) = before(&turned(knows, at), &question.until);
+                asked.extend(next.iter().map(|member| &*member.name));
+                let Some(last) = next.last().filter(|_| is_more) else { break };
+                at = last;
+                hops -= 1;
             }
         }
+        asked
+    }
+
+    #[test]
+    fn everybody_is_asked_wherever_tracker_and_puller_stand() {
+        for count in [1, 2, 128, 129, 1000, 10_000] {
+            let members = members(count);
+            let ring = ring_of(&members, &members[0]);
+            let heads = questions(&ring, "", ASKED_MAX).len();
+            assert!(heads <= if count > ASKED_MAX { 96 } else { count }, "{heads} of {count}");
+            for puller in [0, count / 2, count - 1].map(|place| &*ring[place].name) {
+                let mut asked = asked(&ring, puller, &ring);
+                asked.insert(puller);
+                assert_eq!(asked.len(), count);
+                assert!(questions(&ring, puller, ASKED_MAX).iter().all(|head| head.to.name != puller));
+            }
+        }
+    }
+
+    #[test]
+    fn whom_the_tracker_has_not_heard_of_is_asked_as_well() {
+        let members = members(1100);
+        let (all, some) = (ring_of(&members, &members[0]), ring_of(&members[..1000], &members[0]));
+        assert_eq!(asked(&some, "n0", &all).len(), members.len() - 1);
+        // And what the others have not heard of yet costs nobody else the question.
+        let asked = asked(&all, "n0", &some);
+        assert!(members[1..1000].iter().all(|member| asked.contains(&*member.name)));
     }
 }

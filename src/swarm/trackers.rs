@@ -61,6 +61,7 @@ pub(super) struct Inner {
     /// Members that this node itself asks when a swarm begins.
     pub(super) asked_max: usize,
     pub(super) relays: Semaphore,
+    pub(super) stop: CancellationToken,
     swarms: Mutex<HashMap<Digest, Tracked>>,
     /// Members that this node has convicted, by name and generation: a restart is another chance.
     banned: Mutex<HashMap<String, u64>>,
@@ -95,6 +96,7 @@ impl Trackers {
             tasks,
             asked_max,
             relays: Semaphore::new(RELAYS_MAX),
+            stop: stop.clone(),
             swarms: Mutex::default(),
             banned: Mutex::default(),
         });

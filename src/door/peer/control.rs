@@ -9,13 +9,13 @@ use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
 use super::Door;
 use crate::{
-    mesh::{FrameError, MESSAGE_LEN_MAX},
+    mesh::{FrameError, MESSAGE_LEN_MAX, is_name},
     oci::Digest,
     origin::Asker,
     piece::PieceLayout,
     preheat::Errand,
     swarm::{
-        NEXT_MAX, Seat,
+        HOPS_MAX, Seat,
         message::{Event, Join, events_to_wire, reports_from_wire},
         tracker::Answer,
     },
@@ -126,12 +126,15 @@ impl Swarm for Caller {
         &self,
         request: Request<wire::HoldsRequest>,
     ) -> Result<Response<wire::HoldsResponse>, Status> {
-        let wire::HoldsRequest { digest, next, passed_on } = request.into_inner();
+        let wire::HoldsRequest { digest, until, hops, passed_on } = request.into_inner();
         let digest: Digest =
             digest.parse().map_err(|error| Status::invalid_argument(crate::pull::chain_of(&error)))?;
-        let next = usize::try_from(next).unwrap_or(usize::MAX);
-        if next > NEXT_MAX {
-            return Err(Status::invalid_argument(format!("next is {next}: at most {NEXT_MAX}")));
+        let hops = usize::try_from(hops).unwrap_or(usize::MAX);
+        if hops > HOPS_MAX {
+            return Err(Status::invalid_argument(format!("hops is {hops}: at most {HOPS_MAX}")));
+        }
+        if hops > 0 && !is_name(&until) {
+            return Err(Status::invalid_argument("until is no member's name"));
         }
         let pulls = &self.door.parts.pulls;
         let answer = match pulls.answer(&digest, (!passed_on).then_some(&*self.name)) {
@@ -139,7 +142,7 @@ impl Swarm for Caller {
             Answer::Whole => WireAnswer::Whole,
             Answer::Pulling => WireAnswer::Pulling,
         };
-        let others = pulls.trackers().others(&digest, next).await;
+        let others = pulls.trackers().others(&digest, &until, hops).await;
         Ok(Response::new(wire::HoldsResponse { answer: answer.into(), others }))
     }
 }

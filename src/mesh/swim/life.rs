@@ -99,7 +99,7 @@ impl Life {
 }
 
 /// BLAKE3 and not a faster hash, since a name is what somebody asks a certificate authority for.
-pub(super) fn key_of(name: &str) -> u64 {
+pub(in crate::mesh) fn key_of(name: &str) -> u64 {
     let hash = blake3::hash(name.as_bytes());
     let (first, _) = hash.as_bytes().split_first_chunk::<8>().expect("a BLAKE3 hash has 32 bytes");
     u64::from_le_bytes(*first)

@@ -52,7 +52,10 @@ use self::{
     watch::Watch,
 };
 pub use self::{compare::CompareError, frame::FrameError, watch::WATCHED};
-pub(in crate::mesh) use self::{contacts::Contact, life::Life};
+pub(in crate::mesh) use self::{
+    contacts::Contact,
+    life::{Life, key_of},
+};
 use crate::mesh::{Member, MemberState};
 
 /// Members at a time, those that are down included: 10,000 and as many again that have come and gone within
@@ -258,12 +261,17 @@ impl Swim {
         live
     }
 
+    pub(in crate::mesh) fn live_named(&self, name: &str) -> Option<&Member> {
+        let mut active = self.active().filter(|life| self.checks.reason(life).is_none()).chain([self.me()]);
+        active.find(|life| life.name() == name).map(Life::member)
+    }
+
     /// As [`Self::live`], by key, this node first.
     pub(in crate::mesh) fn ring(&self) -> Vec<&Member> {
         let me = self.me();
         let active = self.active().filter(|life| self.checks.reason(life).is_none());
         let mut ring: Vec<&Life> = active.collect();
-        ring.sort_by_key(|life| life.key().wrapping_sub(me.key()));
+        ring.sort_unstable_by_key(|life| life.key().wrapping_sub(me.key()));
         [me].into_iter().chain(ring).map(Life::member).collect()
     }
 

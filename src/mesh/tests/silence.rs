@@ -119,10 +119,12 @@ async fn a_machine_that_answers_nothing_is_passed_over_until_it_is_heard_from() 
 #[tokio::test]
 async fn a_daemon_that_is_only_slow_is_not_gone() {
     let ca = Ca::new("ca");
-    let (a, b, _way) = two(&ca).await;
+    let a = Start::new(&ca, "a").up().await;
+    let b = Start::new(&ca, "b").knowing(a.address).up().await;
+    a.sees("a b").await;
     let digest = Digest::of(Algorithm::Sha256, b"whatever");
     let member = b.mesh.me();
-    // Its machine goes on; nothing is ever said by its daemon.
+    // Its machine goes on; its daemon accepts nothing, and says nothing.
     let hung = TcpListener::bind(b.die().await).await.unwrap();
     let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&member, &digest)).await;
     assert!(gone.is_err(), "`gone` says so of a machine that answers");

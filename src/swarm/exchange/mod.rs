@@ -471,3 +471,6 @@ impl Exchange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

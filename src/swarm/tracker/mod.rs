@@ -40,8 +40,10 @@ use crate::{
 /// How long the members asked at a swarm's start may take to answer before leases are given without them: a
 /// hundred answers take a few milliseconds; this bounds what a dead one costs a cold pull.
 pub const POLL_MAX: Duration = Duration::from_millis(200);
-/// A puller says something once a second; three missed and it is gone. Nor is a member that was asked heard after that:
-/// until then a node that is short of CPU may still say that it has what the origin does not give.
+/// Members that others say have the blob and that are asked: twice as many as one answer names.
+const FOUND_MAX: usize = 32;
+/// A puller says something once a second; three missed and it is gone. Nor is a member that was asked waited for any
+/// longer: until then a node that is short of CPU may still say that it has what the origin does not give.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a swarm without an unfinished puller is kept for the next one: a rollout's waves come closer.
 const LINGER: Duration = Duration::from_secs(120);
@@ -81,6 +83,8 @@ pub struct Swarm {
     /// Members that were asked and have neither answered nor announced all that they hold.
     polled: BTreeSet<Name>,
     polled_at: Instant,
+    /// Members that others have named.
+    found: usize,
     origin: Origin,
     zones: Vec<Zone>,
     audit: Audit,
@@ -155,6 +159,7 @@ impl Swarm {
             next_handle: 1,
             polled: polled.into_iter().collect(),
             polled_at: now,
+            found: 0,
             origin: Origin::default(),
             zones: Vec::new(),
             audit: Audit::default(),
@@ -304,9 +309,13 @@ impl Swarm {
         }
     }
 
-    /// Somebody heard that this member has something: its answer is waited for as well. `false` if it is here already.
+    /// Somebody heard that this member has the blob: its answer is waited for as well. `false` if it is here already, or
+    /// enough are.
     pub fn asks(&mut self, name: &Name) -> bool {
-        self.handle_of(name).is_none() && self.polled.insert(name.clone())
+        let is_new =
+            self.found < FOUND_MAX && self.handle_of(name).is_none() && self.polled.insert(name.clone());
+        self.found += usize::from(is_new);
+        is_new
     }
 
     /// A member answered the question at the start.
@@ -314,6 +323,7 @@ impl Swarm {
         match answer {
             Answer::Pulling => return,
             Answer::Nothing => {}
+            Answer::Whole if member.role == Role::Leech => {}
             Answer::Whole => {
                 let is_new = self.handle_of(&member.name).is_none();
                 if is_new && !self.discredited.contains(&member.name) && self.members.len() < MEMBERS_MAX {

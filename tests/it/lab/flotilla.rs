@@ -172,6 +172,16 @@ impl Flotilla {
         })
     }
 
+    /// A line of the daemon's `/proc/<id>/status`, in MiB.
+    pub(crate) fn memory_mib(&self, what: &str) -> Result<u64> {
+        let id = self.process.as_ref().ok_or("this flotilla is stopped")?.id();
+        let status =
+            std::fs::read_to_string(format!("/proc/{id}/status")).map_err(|error| error.to_string())?;
+        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+        let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        kib.map(|kib| kib / 1024).ok_or_else(|| format!("no figure `{what}` of process {id}").into())
+    }
+
     /// The metrics page.
     pub(crate) fn metrics(&self) -> Result<Metrics> {
         self.get("/metrics").map(Metrics)

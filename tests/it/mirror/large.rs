@@ -61,14 +61,6 @@ async fn opened(address: &str, path: &str, range: Option<&str>) -> Answer {
     open(stream, (Method::GET, path), &headers, String::new()).await
 }
 
-/// A line of the daemon's `/proc/<id>/status`, in MiB.
-fn memory_mib(alone: &mut Alone, what: &str) -> u64 {
-    let id = alone.flotilla.process().unwrap().id();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
-    line.trim_start_matches(':').trim().split(' ').next().unwrap().parse::<u64>().unwrap() / 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn five_gigabytes_and_two_hundred_clients_in_bounded_memory() {
     let place = tempfile::tempdir_in("/tmp").unwrap();
@@ -103,7 +95,7 @@ async fn five_gigabytes_and_two_hundred_clients_in_bounded_memory() {
         assert!(part.each(|part| reader.take(part)).await && reader.at == end, "{range}");
     }
     assert_eq!(registry.body_bytes(Kind::Blob), LEN, "it left the registry once");
-    eprintln!("5 GB, one client: {} MiB at most", memory_mib(&mut alone, "VmHWM"));
+    eprintln!("5 GB, one client: {} MiB at most", alone.flotilla.memory_mib("VmHWM").unwrap());
 
     two_hundred(&mut alone, &registry, &path).await;
     assert_eq!(registry.body_bytes(Kind::Blob), LEN + WHOLE_LEN as u64);
@@ -144,14 +136,14 @@ async fn two_hundred(alone: &mut Alone, registry: &Registry, large: &str) {
         }));
     }
     all_answered.wait().await;
-    eprintln!("200 clients that take nothing: {} MiB", memory_mib(alone, "VmRSS"));
+    eprintln!("200 clients that take nothing: {} MiB", alone.flotilla.memory_mib("VmRSS").unwrap());
     for client in clients {
         assert!(client.await.unwrap());
     }
-    let most = memory_mib(alone, "VmHWM");
+    let most = alone.flotilla.memory_mib("VmHWM").unwrap();
     eprintln!(
         "200 clients: {most} MiB at most, of it {} MiB the program itself",
-        memory_mib(alone, "RssFile")
+        alone.flotilla.memory_mib("RssFile").unwrap()
     );
     assert!(most <= MEMORY_MAX_MIB, "{most} MiB");
 }

