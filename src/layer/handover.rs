@@ -103,7 +103,7 @@ impl Layers {
     fn follow(&self, job: &Arc<Job>) {
         let holder = self.parts.holder.clone();
         let mut progress = job.progress();
-        let mut pull = job.pull.watch();
+        let mut pull = job.pull().watch();
         let (namespace, digest) = (job.order.namespace.clone(), job.order.layer().descriptor.digest.clone());
         let stop = self.parts.stop.clone();
         self.parts.tasks.spawn(async move {
@@ -137,7 +137,7 @@ impl Layers {
     ) -> Result<(), &'static str> {
         self.lease_until_unpacked(job, request).await;
         job.hand_over();
-        let blob = job.pull.proven().await.map_err(|error| error.reason())?;
+        let blob = job.pull().proven().await.map_err(|error| error.reason())?;
         ingest(&self.parts, &job.order, job.lease(), blob).await
     }
 

@@ -25,6 +25,7 @@ use super::{
     budget::is_enough,
     ingest::ingest,
     intercept::{Image, LayerOf},
+    source::Source,
 };
 use crate::{
     origin::{Asker, Kind},
@@ -109,7 +110,7 @@ impl Order {
 /// A layer being made. Dropping the last handle ends the work; the pull behind it lingers by itself.
 pub(super) struct Job {
     pub(super) order: Order,
-    pub(super) pull: Pull,
+    source: Source,
     began: Instant,
     progress: watch::Sender<Progress>,
     built: Mutex<Option<(Staging, Built)>>,
@@ -140,7 +141,7 @@ impl Job {
         let stop = parts.stop.child_token();
         let tree = if order.tree_wanted { Tree::Building } else { Tree::Taken };
         let job = Arc::new(Self {
-            pull: parts.pulls.start(order.want()),
+            source: Source::start(parts, order.want()),
             order,
             began: Instant::now(),
             progress: watch::Sender::new(Progress { content: Content::Pending, tree }),
@@ -165,10 +166,18 @@ impl Job {
 
     /// Whether its bytes are here by then, if they go on coming as they came.
     pub(super) fn ends_by(&self, then: Instant) -> bool {
-        let status = self.pull.status();
+        let status = self.pull().status();
         let (came, missing) = (status.bytes.peer + status.bytes.origin, status.len - status.arrived);
         let now = Instant::now();
         is_enough(then.saturating_duration_since(now), missing, (came, now.duration_since(self.began)))
+    }
+
+    pub(super) fn pull(&self) -> Pull {
+        self.source.pull().0
+    }
+
+    fn has_another_source(&self, number: u32, parts: &Parts) -> bool {
+        self.source.is_another(number, parts, || self.order.want())
     }
 
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
@@ -282,7 +291,7 @@ impl Job {
                 return Ok(());
             }
         }
-        let blob = self.pull.proven().await.map_err(|error| error.reason())?;
+        let blob = self.pull().proven().await.map_err(|error| error.reason())?;
         self.keep_content(parts, blob).await
     }
 
@@ -320,16 +329,21 @@ struct Worker {
 
 impl Worker {
     async fn store(self, job: std::sync::Weak<Job>) {
-        let Some((pull, order)) = job.upgrade().map(|job| (job.pull.clone(), job.order.clone())) else {
-            return;
-        };
-        let proven = tokio::select! {
-            () = self.stop.cancelled() => return,
-            proven = pull.proven() => proven,
-        };
-        let content = match proven {
-            Ok(blob) => self.keep(&job, &order, blob).await,
-            Err(error) => Content::Failed { reason: error.reason() },
+        let content = loop {
+            let source = |job: Arc<Job>| (job.source.pull(), job.order.clone());
+            let Some(((pull, number), order)) = job.upgrade().map(source) else { return };
+            let proven = tokio::select! {
+                () = self.stop.cancelled() => return,
+                proven = pull.proven() => proven,
+            };
+            let content = match proven {
+                Ok(blob) => self.keep(&job, &order, blob).await,
+                Err(error) => break Content::Failed { reason: error.reason() },
+            };
+            let has_failed = matches!(content, Content::Failed { .. });
+            if !has_failed || !self.has_another_source(&job, number) {
+                break content;
+            }
         };
         if let Some(job) = job.upgrade() {
             job.set_content(content);
@@ -362,10 +376,9 @@ impl Worker {
             permit = self.builders.acquire() => permit.expect("the semaphore is never closed"),
         };
         let tree = loop {
-            let start = |job: Arc<Job>| (job.pull.reader(), job.pull.status().state == PullState::Proven);
-            let Some((reader, proven)) = job.upgrade().map(start) else { return };
-            let Some(built) = self.build_from(&job, reader).await else { return };
-            let Some(pull) = job.upgrade().map(|job| job.pull.clone()) else { return };
+            let Some((pull, number)) = job.upgrade().map(|job| job.source.pull()) else { return };
+            let proven = pull.status().state == PullState::Proven;
+            let Some(built) = self.build_from(&job, pull.reader()).await else { return };
             // What was built from bytes that were not proven yet counts only once they are.
             if pull.proven().await.is_err() {
                 break Tree::Refused { reason: "pull" };
@@ -374,6 +387,7 @@ impl Worker {
                 Ok(built) => return finished(&job, built),
                 // The bytes were a liar's, or a piece was replaced that had been read: the proven ones have the word.
                 Err(BuildError::Unpack(_)) if !proven => {}
+                Err(BuildError::Unpack(_)) if self.has_another_source(&job, number) => {}
                 Err(error) => {
                     let reason = error.reason();
                     if let Some(job) = job.upgrade() {
@@ -387,6 +401,10 @@ impl Worker {
         if let Some(job) = job.upgrade() {
             job.set_tree(tree);
         }
+    }
+
+    fn has_another_source(&self, job: &std::sync::Weak<Job>, number: u32) -> bool {
+        job.upgrade().is_some_and(|job| job.has_another_source(number, &self.parts))
     }
 
     /// Builds the tree from `reader`; `None` if nobody wants it any more.

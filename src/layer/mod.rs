@@ -22,6 +22,7 @@ mod ingest;
 pub mod intercept;
 mod make;
 mod metrics;
+mod source;
 
 use std::{
     collections::HashMap,
@@ -266,7 +267,7 @@ impl Layers {
         match held.remove(&job.order.index) {
             Some(Held::Refused(reason)) => (Outcome::Declined, reason),
             Some(Held::FetchedByContainerd) => (Outcome::Bypassed, "being_fetched"),
-            Some(Held::Present) if job.pull.status().state != BlobState::Proven => {
+            Some(Held::Present) if job.pull().status().state != BlobState::Proven => {
                 (Outcome::Bypassed, "fetched_first")
             }
             Some(Held::Mirrored) => (Outcome::HandedOver, BY_MIRROR),
@@ -325,7 +326,7 @@ impl Layers {
         }
         let tree = match job.take_tree() {
             Some(tree) => Ok(tree),
-            None => make::rebuild(&self.parts, layer, &job.pull).await,
+            None => make::rebuild(&self.parts, layer, &job.pull()).await,
         };
         let committed = match tree {
             Ok((staging, built)) => {
@@ -437,7 +438,7 @@ impl Layers {
         if outcome == Outcome::HandedOver {
             job.iter().for_each(|job| job.set_awaited());
         }
-        let bytes = job.map(|job| job.pull.status().bytes).unwrap_or_default();
+        let bytes = job.map(|job| job.pull().status().bytes).unwrap_or_default();
         tracing::info!(
             layer = %layer.descriptor.digest,
             namespace = request.namespace,

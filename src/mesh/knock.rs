@@ -3,11 +3,12 @@
 //! A daemon may be slow, and is waited for. Its kernel is not: it opens a connection within a round trip, however busy
 //! the daemon is. So whoever waits for a member's word knocks after a while, and at the same moment at those who would be
 //! asked next: machines that are gone cost half a second, be they one or nine. Who does not open is passed over by
-//! [`Mesh::rank`] until something is heard from it or it opens, which is looked at every second, or until the membership
-//! has decided.
+//! [`Mesh::rank`] until it answers something or opens, which is looked at every second, or until the membership has
+//! decided.
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -29,6 +30,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const PATIENCE_MORE_MS: u64 = 100;
 /// More than a round trip around the world.
 const OPENS_WITHIN: Duration = Duration::from_millis(400);
+/// A name that is not known by then, and its connection with it, tells nothing.
+const LOOKED_UP_WITHIN: Duration = Duration::from_secs(1);
 /// Of two packets one may be lost.
 const AGAIN_AFTER: Duration = Duration::from_millis(150);
 /// How soon a member that opens again, or that was not gone, is back.
@@ -44,9 +47,9 @@ pub(super) struct Knocks {
 
 struct Knock {
     generation: u64,
-    /// Nobody has opened, and nothing has been heard since.
+    /// Nobody has opened, and nothing has been answered since.
     silent: bool,
-    /// A word has come since the knocking began: that counts more.
+    /// It has answered since the knocking began: that counts more.
     heard: bool,
 }
 
@@ -56,7 +59,7 @@ impl Knocks {
         knock.get(&member.name).is_some_and(|knock| knock.silent && knock.generation == member.generation)
     }
 
-    /// A word came from `name`. `true` if it was believed silent.
+    /// `name` answered something. `true` if it was believed silent.
     pub(super) fn heard(&self, name: &str) -> bool {
         let mut under_way = self.under_way.lock();
         under_way.get_mut(name).is_some_and(|knock| {
@@ -108,8 +111,11 @@ impl Mesh {
             }
         }
         while !self.is_silent(member) {
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            match timeout(KNOCKS_EVERY, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => std::future::pending().await,
+                // Somebody's knock may have ended before it began to be silent.
+                Err(_) => self.knock(member),
             }
         }
     }
@@ -129,15 +135,20 @@ impl Mesh {
     }
 }
 
-/// Until it opens, has been heard from, or is no member any more.
+/// Until it opens, has answered something, or is no member any more.
 async fn knock(shared: Weak<Shared>, at: Member) {
     loop {
         let opens = opens(&at.address).await;
         let Some(shared) = shared.upgrade() else { return };
-        let is_member = shared.swim.lock().live().contains(&&at);
-        let shut = if is_member && !opens { shared.knocks.shut(&at) } else { None };
+        let is_member = shared.swim.lock().live_named(&at.name) == Some(&at);
+        let shut = match opens {
+            // What it was believed to be it still is.
+            None if is_member && shared.knocks.is_silent(&at) => Some(false),
+            Some(false) if is_member => shared.knocks.shut(&at),
+            None | Some(_) => None,
+        };
         match shut {
-            None => return shared.knocked(&at),
+            None => return shared.knocked(&at, is_member),
             Some(false) => {}
             Some(true) => {
                 tracing::info!(member = at.name, "`{}` at {} does not answer", at.name, at.address);
@@ -152,14 +163,21 @@ async fn knock(shared: Weak<Shared>, at: Member) {
     }
 }
 
-/// Whether a connection opens, or is refused, which is an answer as well. What fails on this side tells nothing.
-async fn opens(address: &str) -> bool {
-    let Ok(found) = tokio::net::lookup_host(address).await else { return true };
-    let found: Vec<_> = found.collect();
-    let again = async {
-        sleep(AGAIN_AFTER).await;
-        TcpStream::connect(&*found).await
+/// Whether a connection opens, or is refused, which is an answer as well. `None` where something on this side, or on the
+/// way, fails: that tells nothing.
+async fn opens(address: &str) -> Option<bool> {
+    let connecting = async {
+        let found: Vec<_> = tokio::net::lookup_host(address).await.ok()?.collect();
+        let again = async {
+            sleep(AGAIN_AFTER).await;
+            TcpStream::connect(&*found).await
+        };
+        let either = select_ok([TcpStream::connect(&*found).boxed(), again.boxed()]);
+        match timeout(OPENS_WITHIN, either).await {
+            Ok(Ok(_)) => Some(true),
+            Ok(Err(error)) => (error.kind() == io::ErrorKind::ConnectionRefused).then_some(true),
+            Err(_) => Some(false),
+        }
     };
-    let either = select_ok([TcpStream::connect(&*found).boxed(), again.boxed()]);
-    timeout(OPENS_WITHIN, either).await.is_ok()
+    timeout(LOOKED_UP_WITHIN, connecting).await.ok().flatten()
 }

@@ -237,7 +237,7 @@ impl Mesh {
         self.shared.doubt(name);
     }
 
-    /// A member whose certificate has this name has said something.
+    /// A member has answered something that it was asked.
     pub fn heard(&self, name: &str) {
         self.shared.heard_from(name);
     }
@@ -288,7 +288,6 @@ impl Mesh {
         if self.shared.connections.get().is_none() {
             return Ok(wire::SwimFrames::default());
         }
-        self.shared.heard_from(peer_cert_name);
         let mut frames = Vec::new();
         let heard = {
             let (mut swim, now) = (self.shared.swim.lock(), Instant::now());
@@ -357,7 +356,6 @@ impl Mesh {
         if from.member().is_unspecified() {
             return Err(HelloError::Member(MemberError::Unspecified(from.name().to_owned())));
         }
-        self.shared.heard_from(peer_cert_name);
         let (called, me) = {
             let mut swim = self.shared.swim.lock();
             (swim.called(from, Instant::now()), swim.me().clone())
@@ -407,7 +405,7 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    /// A word of `name`: it is not silent.
+    /// An answer of `name`: it is not silent. That it can reach us would say nothing.
     fn heard_from(&self, name: &str) {
         if self.knocks.heard(name) {
             self.answers_again(name);
@@ -415,8 +413,8 @@ impl Shared {
     }
 
     /// The knocking has ended.
-    fn knocked(&self, at: &Member) {
-        if self.knocks.end(at) {
+    fn knocked(&self, at: &Member, is_member: bool) {
+        if self.knocks.end(at) && is_member {
             self.answers_again(&at.name);
         }
     }

@@ -222,6 +222,20 @@ impl ChainBuilder {
         }
     }
 
+    /// Takes the next piece without its bytes, which `chain` has been shown to prove: a link that begins where this
+    /// builder stands is as good as hashing them. `false`, and nothing taken, if it begins elsewhere.
+    pub fn follow(&mut self, chain: &Chain) -> bool {
+        let index = self.next();
+        let fits =
+            chain.digest == self.digest && index < self.layout.count() && chain.before(index) == self.state();
+        if fits && index + 1 == self.layout.count() {
+            self.closed = Some(chain.digest.clone());
+        } else if fits {
+            self.states.push(chain.before(index + 1));
+        }
+        fits
+    }
+
     /// Forgets piece `index` and all behind it, to run them again.
     pub fn rewind(&mut self, index: u32) {
         self.closed = None;
@@ -305,6 +319,24 @@ mod tests {
         let written = chain.to_bytes();
         assert_eq!(Chain::from_bytes(&digest, bytes.len() as u64, &written), Ok(chain));
         assert!(Chain::from_bytes(&digest, bytes.len() as u64, &written[1..]).is_err());
+    }
+
+    #[test]
+    fn a_proven_piece_is_followed_from_where_its_link_begins_only() {
+        let bytes = blob((2 << 18) + 77);
+        let chain = build(Algorithm::Sha256, &bytes).finish().unwrap();
+        let range = chain.layout().range(0);
+        let first = &bytes[range.start as usize..range.end as usize];
+        let mut other = first.to_vec();
+        other[9] ^= 4;
+        let mut builder = ChainBuilder::new(chain.digest(), bytes.len() as u64);
+        builder.push(&other);
+        assert!(!builder.follow(&chain) && builder.next() == 1, "it stands elsewhere");
+        builder.rewind(0);
+        builder.push(first);
+        assert!(builder.follow(&chain) && builder.follow(&chain));
+        assert_eq!(builder.finish().as_ref(), Some(&chain));
+        assert!(!builder.follow(&chain), "there is nothing behind the last piece");
     }
 
     #[test]

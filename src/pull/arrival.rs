@@ -1,6 +1,6 @@
 //! A blob while it arrives, for blocking threads that follow it in order.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -27,6 +27,8 @@ struct State {
     have: PieceSet,
     /// The file, from when the store made room until the flight lets go of it.
     arriving: Option<Arriving>,
+    /// Pieces that fitted a chain when they came.
+    links: BTreeMap<u32, Arc<Chain>>,
     /// Every piece that was taken back, in order of time: whoever has read past it must start again.
     taken_back: Vec<u32>,
     /// The chain has closed over what is here: nothing is taken back any more.
@@ -60,8 +62,14 @@ pub(super) struct Seen(usize);
 impl Arrival {
     pub(super) fn new(layout: PieceLayout, rotten: mpsc::Sender<News>) -> Self {
         let have = PieceSet::empty(layout.count());
-        let state =
-            Mutex::new(State { have, arriving: None, taken_back: Vec::new(), sealed: false, end: None });
+        let state = Mutex::new(State {
+            have,
+            arriving: None,
+            links: BTreeMap::new(),
+            taken_back: Vec::new(),
+            sealed: false,
+            end: None,
+        });
         Self { layout, state, changed: Condvar::new(), changes: watch::Sender::new(()), rotten }
     }
 
@@ -97,12 +105,18 @@ impl Arrival {
         self.notify();
     }
 
+    /// The bytes stored as piece `index`, which is about to arrive, are what `chain` says.
+    pub(super) fn linked(&self, index: u32, chain: Arc<Chain>) {
+        self.state.lock().links.insert(index, chain);
+    }
+
     /// The piece is not here any more, unless it has been proven meanwhile.
     pub(super) fn take_back(&self, index: u32) {
         let mut state = self.state.lock();
         if state.sealed {
             return;
         }
+        state.links.remove(&index);
         if state.have.remove(index) {
             state.taken_back.push(index);
         }
@@ -134,6 +148,7 @@ impl Arrival {
         state.sealed = false;
         let gone: Vec<u32> = state.have.iter().filter(|&index| !here.contains(index)).collect();
         for &index in &gone {
+            state.links.remove(&index);
             state.have.remove(index);
             state.taken_back.push(index);
         }
@@ -155,16 +170,36 @@ impl Arrival {
     /// Waits for piece `index`; blocking. Behind the last piece it waits for a rewind or the end.
     pub(super) fn next(&self, index: u32, seen: &mut Seen) -> Next {
         loop {
-            let mut state = self.state.lock();
-            match state.look(index, seen) {
-                Look::Nothing => self.changed.wait(&mut state),
+            match self.wait(index, seen) {
                 Look::Is(next) => return next,
                 Look::Here(whence) => {
-                    drop(state);
                     if let Some(next) = self.take(index, &whence) {
                         return next;
                     }
                 }
+                Look::Nothing => {}
+            }
+        }
+    }
+
+    /// As [`Self::next`], for who wants the chain and not the bytes: a piece that fitted one as it came is not read.
+    pub(super) fn next_link(&self, index: u32, seen: &mut Seen) -> Option<Arc<Chain>> {
+        let before = *seen;
+        let is_here = matches!(self.wait(index, seen), Look::Here(_));
+        // Whatever else there is, `next` tells.
+        *seen = before;
+        let state = self.state.lock();
+        let is_current = state.taken_back.len() == seen.0 && state.have.contains(index);
+        if is_here && is_current { state.links.get(&index).cloned() } else { None }
+    }
+
+    /// Waits until there is something to say of piece `index`.
+    fn wait(&self, index: u32, seen: &mut Seen) -> Look {
+        let mut state = self.state.lock();
+        loop {
+            match state.look(index, seen) {
+                Look::Nothing => self.changed.wait(&mut state),
+                look @ (Look::Is(_) | Look::Here(_)) => return look,
             }
         }
     }

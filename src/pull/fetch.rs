@@ -104,11 +104,14 @@ impl Hands {
     ) -> Fetched {
         let kept = self.blocking(move |hands| {
             let statement = blake3::hash(&bytes);
-            let good = match check {
-                (Check::Statement(stated), _) => stated == statement,
-                (Check::Chain, chain) => chain.is_some_and(|chain| chain.proves(index, &bytes)),
+            let (good, link) = match check {
+                (Check::Statement(stated), _) => (stated == statement, None),
+                (Check::Chain, chain) => {
+                    let link = chain.filter(|chain| chain.proves(index, &bytes));
+                    (link.is_some(), link)
+                }
             };
-            if good { hands.store(index, &bytes, statement).map(Some) } else { Ok(None) }
+            if good { hands.store(index, &bytes, statement, link).map(Some) } else { Ok(None) }
         });
         match kept.await {
             Some(Ok(Some(statement))) => Fetched::Good(statement),

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 
 use super::{Shared, Want, arrival::Arrival, flight::News, leads::Leads};
-use crate::piece::Statement;
+use crate::piece::{Chain, Statement};
 
 /// One task's share of the flight. Cheap to clone.
 #[derive(Clone)]
@@ -27,13 +27,20 @@ impl Hands {
         self.parts.tasks.spawn_blocking(move || work(&hands)).await.ok()
     }
 
-    /// Stores a piece that passed its check; blocking.
-    pub(super) fn store(&self, index: u32, bytes: &[u8], statement: Statement) -> io::Result<Statement> {
+    /// Stores a piece that passed its check, with the chain that proves it where it was that; blocking.
+    pub(super) fn store(
+        &self,
+        index: u32,
+        bytes: &[u8],
+        statement: Statement,
+        link: Option<Arc<Chain>>,
+    ) -> io::Result<Statement> {
         let released = || io::Error::other("the flight has let go of its files");
         let arriving = self.arrival.arriving().ok_or_else(released)?;
         if arriving.statement(index) != Some(statement) {
             arriving.write(index, bytes, statement)?;
         }
+        link.into_iter().for_each(|chain| self.arrival.linked(index, chain));
         self.parts.metrics.verified.inc();
         Ok(statement)
     }

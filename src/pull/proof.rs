@@ -1,4 +1,7 @@
 //! The in-order chain: one blocking thread for each pull. Nothing else proves a blob.
+//!
+//! A piece whose bytes took one state of a chain to the next when they came is not hashed again: its link begins where
+//! this chain has come to, or it is of no use. Every read of the blob is checked as ever.
 
 use tokio::sync::mpsc;
 
@@ -23,15 +26,19 @@ pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<New
                 }
             }
         }
-        match arrival.next(index, &mut seen) {
-            Next::Piece { bytes, .. } => {
-                builder.push(&bytes);
-                if news.blocking_send(News::Front(builder.next())).is_err() {
-                    return;
+        let link = arrival.next_link(index, &mut seen);
+        if !link.is_some_and(|chain| builder.follow(&chain)) {
+            match arrival.next(index, &mut seen) {
+                Next::Piece { bytes, .. } => builder.push(&bytes),
+                Next::Rewind(piece) => {
+                    builder.rewind(piece);
+                    continue;
                 }
+                Next::Failed(_) => return,
             }
-            Next::Rewind(piece) => builder.rewind(piece),
-            Next::Failed(_) => return,
+        }
+        if news.blocking_send(News::Front(builder.next())).is_err() {
+            return;
         }
     }
 }
@@ -52,7 +59,7 @@ mod tests {
     use super::*;
     use crate::{
         oci::Algorithm,
-        piece::PieceLayout,
+        piece::{Chain, PieceLayout},
         store::{Arriving, Settings, Store},
     };
 
@@ -132,6 +139,51 @@ mod tests {
         // What is proven is not taken back any more.
         bench.arrival.take_back(1);
         assert!(bench.is_stored_whole());
+    }
+
+    #[test]
+    fn a_piece_that_fitted_its_chain_is_not_read_for_the_proof_and_one_that_did_not_is() {
+        let (news, mut inbox) = mpsc::channel(8);
+        let bench = Bench::new(&news);
+        let mut builder = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
+        builder.push(&bench.bytes[..piece_len()]);
+        builder.push(&bench.bytes[piece_len()..]);
+        let chain = Arc::new(builder.finish().unwrap());
+        // One that begins elsewhere is of no use: the piece is read.
+        let mut other = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
+        other.push(&vec![8; piece_len()]);
+        let elsewhere = other.state().to_bytes();
+        let elsewhere = Chain::from_bytes(&bench.digest, bench.bytes.len() as u64, &elsewhere).unwrap();
+        bench.arrival.linked(0, chain);
+        bench.arrival.linked(1, Arc::new(elsewhere));
+        let read = |index| bench.arrival.next_link(index, &mut Seen::default()).is_some();
+        assert!(read(0) && read(1));
+        follow(&bench.arrival, &bench.digest, &news);
+        let mut committed = false;
+        while let Ok(news) = inbox.try_recv() {
+            committed |= matches!(news, News::Committed(committed) if committed.is_ok());
+        }
+        assert!(committed && bench.is_stored_whole());
+    }
+
+    #[test]
+    fn what_is_taken_back_has_no_link_any_more() {
+        let (news, _inbox) = mpsc::channel(1);
+        let bench = Bench::new(&news);
+        let mut builder = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
+        builder.push(&bench.bytes[..piece_len()]);
+        builder.push(&bench.bytes[piece_len()..]);
+        let chain = Arc::new(builder.finish().unwrap());
+        let mut seen = Seen::default();
+        bench.arrival.linked(0, chain.clone());
+        assert!(bench.arrival.next_link(0, &mut seen).is_some());
+        bench.arrival.take_back(0);
+        bench.comes(0);
+        assert!(bench.arrival.next_link(0, &mut seen).is_none(), "it has to hear of that first");
+        assert!(matches!(bench.arrival.next(0, &mut seen), Next::Piece { .. }));
+        assert!(bench.arrival.next_link(0, &mut seen).is_none(), "it came without a chain");
+        bench.arrival.linked(0, chain);
+        assert!(bench.arrival.next_link(0, &mut seen).is_some());
     }
 
     #[test]

@@ -194,8 +194,8 @@ impl Hands {
     async fn keep_read(&self, index: u32, bytes: Bytes, chain: Option<Arc<Chain>>) -> bool {
         let len = bytes.len();
         let kept = self.blocking(move |hands| {
-            let fits = chain.is_none_or(|chain| chain.proves(index, &bytes));
-            fits.then(|| hands.store(index, &bytes, blake3::hash(&bytes)))
+            let fits = chain.as_ref().is_none_or(|chain| chain.proves(index, &bytes));
+            fits.then(|| hands.store(index, &bytes, blake3::hash(&bytes), chain))
         });
         match kept.await {
             Some(Some(Ok(statement))) => {

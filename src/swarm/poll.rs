@@ -34,6 +34,11 @@ const OTHERS_MAX: usize = 16;
 const ANSWER_LEN_MAX: usize = 8 * 1024;
 /// A neighbour that has not answered by then is done without.
 const HOP_MAX: Duration = Duration::from_millis(400);
+/// And what it is to hear from those after it may take so much longer, each time that it is gone on with: with all of
+/// them a head's own answer is in time.
+const EACH_HOP_MORE: Duration = Duration::from_millis(80);
+/// Whoever asks waits so long for its turn to be gone on with.
+const RELAY_WAIT: Duration = Duration::from_millis(100);
 /// A head that has not answered by then is asked no more, and the one after it is: within the time for which answers
 /// count.
 const HEAD_MAX: Duration = Duration::from_millis(1500);
@@ -60,7 +65,7 @@ struct Said {
 /// some three quarters as many, since connections to others are to be kept as well.
 fn questions(ring: &[&Member], puller: &str, asked_max: usize) -> Vec<Question> {
     if ring.len() <= asked_max {
-        let others = ring.iter().filter(|member| member.name != puller && member.role != Role::Leech);
+        let others = ring.iter().filter(|member| member.name != puller);
         let alone = |to: &&Member| Question { to: (*to).clone(), instead: None, until: Name::new(), hops: 0 };
         return others.map(alone).collect();
     }
@@ -110,7 +115,7 @@ impl Trackers {
         for question in questions {
             let (trackers, digest, stop) = (self.clone(), digest.clone(), self.0.stop.clone());
             self.0.tasks.spawn(async move {
-                stop.run_until_cancelled(trackers.ask_about(&digest, question)).await;
+                stop.run_until_cancelled(Box::pin(trackers.ask_about(&digest, question))).await;
             });
         }
         names
@@ -128,9 +133,13 @@ impl Trackers {
         match (asked(&to).await, &instead) {
             (Some(said), _) => (answer, others) = (said.answer, said.others),
             (None, Some(instead)) => {
-                if let Some(said) = asked(instead).await {
-                    others = said.others;
+                // It may only have waited for others too long.
+                let alone = timeout(SILENCE_MAX, self.ask(&to, digest, "", 0));
+                let (alone, said) = tokio::join!(alone, asked(instead));
+                answer = alone.ok().flatten().map_or(answer, |alone| alone.answer);
+                if let Some(said) = said {
                     others.extend((said.answer == Answer::Whole).then(|| instead.name.clone()));
+                    others.extend(said.others);
                 }
             }
             (None, None) => {}
@@ -150,7 +159,9 @@ impl Trackers {
         let mut is_tracked = false;
         self.with(digest, |swarm, _| {
             is_tracked = true;
-            members.retain(|member| swarm.asks(&member.name));
+            // One liar spoils its own answer only: the first of each is asked whatever others have said.
+            let mut is_first = true;
+            members.retain(|member| swarm.asks(&member.name, std::mem::take(&mut is_first)));
         });
         if is_tracked { members } else { Vec::new() }
     }
@@ -191,27 +202,29 @@ impl Trackers {
         if hops == 0 {
             return Vec::new();
         }
-        let Ok(Ok(_permit)) = timeout(HOP_MAX, self.0.relays.acquire()).await else { return Vec::new() };
+        let Ok(Ok(_permit)) = timeout(RELAY_WAIT, self.0.relays.acquire()).await else { return Vec::new() };
         let (next, is_more) = self.0.mesh.on_ring(|ring| {
             let (next, is_more) = before(ring, until);
             (next.into_iter().cloned().collect::<Vec<Member>>(), is_more)
         });
+        let answering: Vec<&Member> = next.iter().filter(|member| !self.0.mesh.is_silent(member)).collect();
         let passed_on = |until, hops| wire::HoldsRequest { passed_on: true, ..request(digest, until, hops) };
         let plain = passed_on("", 0);
-        let near = join_all(next.iter().map(async |member| {
+        let giving = answering.iter().filter(|member| member.role != Role::Leech);
+        let near = join_all(giving.map(async |member| {
             let said = timeout(HOP_MAX, self.ask_there(member, &plain)).await.ok().flatten();
             said.filter(|said| said.answer == Answer::Whole).map(|_| member.name.clone())
         }));
         let far = async {
             // One whose connection breaks is replaced by the one before it.
-            for last in next.iter().rev().filter(|_| is_more && hops > 1).take(2) {
+            for last in answering.iter().rev().filter(|_| is_more && hops > 1).take(2) {
                 if let Some(said) = self.ask_there(last, &passed_on(until, hops - 1)).await {
                     return said.others;
                 }
             }
             Vec::new()
         };
-        let patience = HOP_MAX * u32::try_from(hops).expect("a small limit");
+        let patience = HOP_MAX + EACH_HOP_MORE * u32::try_from(hops).expect("a small limit");
         let (near, far) = tokio::join!(near, timeout(patience, far));
         let mut others: Vec<Name> = near.into_iter().flatten().chain(far.unwrap_or_default()).collect();
         others.truncate(OTHERS_MAX);

@@ -13,7 +13,7 @@ use crate::{
         node::Node,
         samples, tool,
     },
-    real_docker::Docker,
+    real_docker::Dockerd,
     real_mirror::{REGISTRY, has, install, mirror, say, told_of},
 };
 
@@ -226,7 +226,7 @@ fn by_docker(lab: &Lab, node: &Node, content: &Content) {
     }
     let config = lab.dir().join("docker/daemon.json").display().to_string();
     install(node, &["--docker", "--docker-config", &config]);
-    let docker = Docker::start(lab, &[]);
+    let docker = Dockerd::own().start(lab, &[]);
     let pulled = docker.say(&["pull", &content.name]);
     assert!(pulled.contains(&content.manifests[0].digest), "{pulled}");
     let own = docker.say(&["image", "inspect", "--format", "{{.Id}}", &content.name]);

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     lab::{
-        Lab,
-        containerd::Programs,
+        self, Lab,
+        containerd::{self, Programs},
         flotilla::Flotilla,
         image::{Compression, Entry, Images, Layer, Published},
         lab_of,
@@ -19,27 +19,55 @@ use crate::{
         process::{Process, output},
         registry::{Registry, lead_to},
         samples,
-        story::{flotilla_program, tell},
+        story::{flotilla_program, missing, tell},
     },
     mirror::operators_ca,
     real_image::{log, rots, stored_path},
     real_mesh::{crowd_image, meet, metric, with_a_liar},
-    real_mirror::{REGISTRY, has, install, mirror, one_of_each},
+    real_mirror::{REGISTRY, has, install, mirror, told},
     real_mirror_mesh::Client,
 };
 
-#[test]
-fn docker_with_a_registry_mirror() {
-    one_of_each("dockerd", |lab, node, image| {
+/// Tells each story with Debian's own dockerd and with those of later series that `cargo xtask setup` has unpacked.
+macro_rules! on_every_docker {
+    ($($story:ident),+ $(,)?) => {$(
+        mod $story {
+            #[test]
+            fn docker_20_10() { super::with("20.10", super::$story); }
+            #[test]
+            fn docker_26() { super::with("26", super::$story); }
+            #[test]
+            fn docker_28() { super::with("28", super::$story); }
+        }
+    )+};
+}
+
+on_every_docker!(
+    docker_with_a_registry_mirror,
+    docker_through_the_proxy,
+    docker_gets_right_bytes_from_liars_and_from_rot,
+);
+
+/// This machine's own series.
+const OWN: &str = "20.10";
+
+fn with(series: &str, story: fn(&Dockerd)) {
+    match Dockerd::of(series) {
+        Some(dockerd) => story(&dockerd),
+        None => eprintln!("skipped: no dockerd {series} here; cargo xtask setup gets it"),
+    }
+}
+
+fn docker_with_a_registry_mirror(dockerd: &Dockerd) {
+    told(|lab, node, image| {
         let config = lab.dir().join("docker/daemon.json").display().to_string();
         install(node, &["--docker", "--docker-config", &config]);
-        Docker::start(lab, &[]).pulls(&image.name, image);
+        dockerd.start(lab, &[]).pulls(&image.name, image);
     });
 }
 
-#[test]
-fn docker_through_the_proxy() {
-    one_of_each("dockerd", |lab, node, image| {
+fn docker_through_the_proxy(dockerd: &Dockerd) {
+    told(|lab, node, image| {
         let dir = lab.dir().join(format!("{}-alone", node.name));
         let mut settings = NodePlan::settings("alone", &dir, "127.0.0.1", &lab.hosts_dir());
         settings.text("mesh", "listen", "127.0.0.1:0").unset("mesh", "advertise");
@@ -49,7 +77,7 @@ fn docker_through_the_proxy() {
         }
         let daemon = Flotilla::start(flotilla_program(), dir.join("flotilla"), &settings, None).unwrap();
         let proxy = format!("http://{}", daemon.address_of("mirror").unwrap());
-        let docker = Docker::start(lab, &[("HTTPS_PROXY", &proxy), ("SSL_CERT_FILE", &ca)]);
+        let docker = dockerd.start(lab, &[("HTTPS_PROXY", &proxy), ("SSL_CERT_FILE", &ca)]);
         docker.pulls(&format!("{REGISTRY}/{}", image.name), image);
     });
 }
@@ -67,15 +95,6 @@ fn a_crowd_of_eight_dockers_asks_the_registry_once() {
 fn a_docker_in_a_docker_pulls_through_its_nodes_proxy() {
     if has("dockerd") {
         tell("1.6", in_docker);
-    } else {
-        eprintln!("skipped: no dockerd here; cargo xtask setup installs it");
-    }
-}
-
-#[test]
-fn docker_gets_right_bytes_from_liars_and_from_rot() {
-    if has("dockerd") {
-        tell("1.6", lied_to);
     } else {
         eprintln!("skipped: no dockerd here; cargo xtask setup installs it");
     }
@@ -118,7 +137,7 @@ fn crowd(lab: &Lab, containerd: Programs) {
         .map(|(index, node)| {
             let by_proxy = index % 2 == 1;
             let host = if by_proxy { format!("{REGISTRY}/") } else { String::new() };
-            (docker_of(lab, node, by_proxy.then_some(&*ca)), format!("{host}{}", image.name))
+            (Dockerd::own().beside(lab, node, by_proxy.then_some(&*ca)), format!("{host}{}", image.name))
         })
         .collect();
     thread::scope(|scope| {
@@ -141,12 +160,17 @@ fn crowd(lab: &Lab, containerd: Programs) {
 
 /// A Docker whose node has everything from a member that serves wrong bytes, and then on a disk that rots under it: it
 /// checks for itself what it is given, and never has to complain.
-fn lied_to(lab: &Lab, containerd: Programs) {
+fn docker_gets_right_bytes_from_liars_and_from_rot(dockerd: &Dockerd) {
+    if let Some(why) = missing() {
+        return eprintln!("skipped: {why}");
+    }
+    let Some(containerd) = containerd::any() else { return eprintln!("skipped: no containerd here") };
+    let lab = &Lab::new().unwrap();
     let image = crowd_image(lab.images(), "demo/doubtful:v1");
     lead_to(&lab.hosts_dir(), "docker.io", lab.registry().host()).unwrap();
     let (nodes, _liar) = with_a_liar(lab, &containerd);
     Client::of(lab, &nodes[1], &image).pulls_by_digest();
-    let docker = docker_of(lab, &nodes[0], None);
+    let docker = dockerd.beside(lab, &nodes[0], None);
     docker.pulls(&image.name, &image);
     assert!(metric(&nodes[0], "flotilla_pieces_refused_total", &["peer=\"n2\""]) > 0, "it lied");
 
@@ -161,21 +185,6 @@ fn lied_to(lab: &Lab, containerd: Programs) {
     }
     let ran = docker.say(&["run", "--rm", "--network", "none", &image.name, "/bin/ls", "/noise"]);
     assert_eq!(ran.split_whitespace().collect::<Vec<_>>(), ["31", "32", "33"]);
-}
-
-/// A dockerd beside a node's Flotilla, which it asks as Docker Hub's mirror, or through the proxy if it trusts `ca`.
-fn docker_of(lab: &Lab, node: &Node, ca: Option<&str>) -> Docker {
-    let dir = lab.dir().join(&node.name).join("docker");
-    let containerd = node.containerd.socket().display().to_string();
-    let arguments = [&NO_BRIDGE[..], &["--containerd", &containerd]].concat();
-    let Some(ca) = ca else {
-        let config = dir.join("daemon.json").display().to_string();
-        install(node, &["--docker", "--docker-config", &config]);
-        return Docker::start_in(&dir, node.network.as_ref(), &arguments, &[]);
-    };
-    let proxy = format!("http://{}", mirror(node));
-    let environment = [("HTTPS_PROXY", &*proxy), ("SSL_CERT_FILE", ca)];
-    Docker::start_in(&dir, node.network.as_ref(), &arguments, &environment)
 }
 
 /// All bodies that a registry has sent of an image's repository, over the image.
@@ -215,7 +224,7 @@ fn in_docker(lab: &Lab, containerd: Programs) {
     let arguments = ["--iptables=false", "--bridge", "inside", "--mtu", "1400", "--containerd", &socket];
     let dir = lab.dir().join(&node.name).join("docker");
     let environment = [("HTTPS_PROXY", &*proxy), ("SSL_CERT_FILE", &*ca)];
-    let outer = Docker::start_in(&dir, node.network.as_ref(), &arguments, &environment);
+    let outer = Dockerd::own().start_in(&dir, node.network.as_ref(), &arguments, &environment);
     let _inner = outer.holds_another(&dir, &format!("{REGISTRY}/demo/frame:v1"), (&proxy, &ca));
     let inner = |arguments: &[&str]| outer.say(&[&["exec", "inner", "docker"][..], arguments].concat());
     let name = format!("{REGISTRY}/{}", image.name);
@@ -238,29 +247,61 @@ fn frame(images: &Images) -> Layer {
 
 const NO_BRIDGE: [&str; 2] = ["--iptables=false", "--bridge=none"];
 
-/// A docker daemon of its own.
-pub(crate) struct Docker {
-    socket: PathBuf,
-    _daemon: Process,
+/// A program that is a docker daemon.
+pub(crate) struct Dockerd {
+    program: PathBuf,
+    /// Its score for the kernel's killer cannot be lowered here; later ones do not try.
+    is_own: bool,
 }
 
-impl Docker {
+impl Dockerd {
+    pub(crate) fn own() -> Self {
+        Self { program: "dockerd".into(), is_own: true }
+    }
+
+    fn of(series: &str) -> Option<Self> {
+        match series {
+            OWN => has("dockerd").then(Self::own),
+            later => lab::dockerd(later).map(|program| Self { program, is_own: false }),
+        }
+    }
+
     /// In `<lab>/docker`, on this machine's network.
-    pub(crate) fn start(lab: &Lab, environment: &[(&str, &str)]) -> Self {
-        Self::start_in(&lab.dir().join("docker"), None, &NO_BRIDGE, environment)
+    pub(crate) fn start(&self, lab: &Lab, environment: &[(&str, &str)]) -> Docker {
+        self.start_in(&lab.dir().join("docker"), None, &NO_BRIDGE, environment)
+    }
+
+    /// Beside a node's Flotilla, which it asks as Docker Hub's mirror, or through the proxy if it trusts `ca`.
+    fn beside(&self, lab: &Lab, node: &Node, ca: Option<&str>) -> Docker {
+        let dir = lab.dir().join(&node.name).join("docker");
+        let containerd = node.containerd.socket().display().to_string();
+        let arguments = [&NO_BRIDGE[..], &["--containerd", &containerd]].concat();
+        let Some(ca) = ca else {
+            let config = dir.join("daemon.json").display().to_string();
+            install(node, &["--docker", "--docker-config", &config]);
+            return self.start_in(&dir, node.network.as_ref(), &arguments, &[]);
+        };
+        let proxy = format!("http://{}", mirror(node));
+        let environment = [("HTTPS_PROXY", &*proxy), ("SSL_CERT_FILE", ca)];
+        self.start_in(&dir, node.network.as_ref(), &arguments, &environment)
     }
 
     /// With the settings of `<dir>/daemon.json`, if there are any.
     fn start_in(
+        &self,
         dir: &Path,
         place: Option<&Namespace>,
         arguments: &[&str],
         environment: &[(&str, &str)],
-    ) -> Self {
+    ) -> Docker {
         fs::create_dir_all(dir).unwrap();
         let socket = dir.join("d.sock");
-        let mut command = place.map_or_else(|| Command::new("dockerd"), |place| place.command("dockerd"));
-        command.args(["--oom-score-adjust", "0", "--storage-driver", "overlay2"]);
+        let program = self.program.display().to_string();
+        let mut command = place.map_or_else(|| Command::new(&program), |place| place.command(&program));
+        if self.is_own {
+            command.args(["--oom-score-adjust", "0"]);
+        }
+        command.args(["--storage-driver", "overlay2"]);
         command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
         command.arg("--pidfile").arg(dir.join("pid"));
         if dir.join("daemon.json").exists() {
@@ -272,9 +313,17 @@ impl Docker {
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
         let daemon = Process::start("dockerd", command, &dir.join("dockerd.log"), lab_of(dir)).unwrap();
         daemon.wait_for("API listen on").unwrap();
-        Self { socket, _daemon: daemon }
+        Docker { socket, _daemon: daemon }
     }
+}
 
+/// A docker daemon of its own.
+pub(crate) struct Docker {
+    socket: PathBuf,
+    _daemon: Process,
+}
+
+impl Docker {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut docker = Command::new("docker");
         docker.arg("--host").arg(format!("unix://{}", self.socket.display())).args(arguments);

@@ -158,7 +158,7 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 /// A node whose mirror leads docker.io and `REGISTRY` to the lab's registry, and an image there.
-fn told(story: impl Fn(&Lab, &Node, &Published)) {
+pub(crate) fn told(story: impl Fn(&Lab, &Node, &Published)) {
     let image = |images: &Images| samples::small(images, "demo/small:v1").unwrap();
     told_of(image, |lab, node, image| {
         story(lab, node, image);

@@ -33,6 +33,11 @@ fn a_liar_is_named_and_nothing_wrong_is_kept() {
 }
 
 #[test]
+fn what_has_rotted_is_fetched_from_the_others_for_its_own_containerd() {
+    tell("1.6", rot_at_home);
+}
+
+#[test]
 fn what_rots_on_a_seed_never_leaves_it() {
     tell("1.6", rot);
 }
@@ -99,6 +104,21 @@ fn a_liar(lab: &Lab, containerd: Programs) {
     assert_eq!((bytes_from(&nodes[0], "peer"), bytes_from(&nodes[0], "origin")), (0, whole));
     assert_eq!(layers_sent(&lab.registry(), &image).1, 0, "containerd fetched a layer");
     assert_true(lab, &nodes[0], &name, &image);
+}
+
+fn rot_at_home(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/rotten:v1");
+    let name = lab.name("demo/rotten:v1");
+    let mut nodes = lab.crowd(&containerd, 2).unwrap();
+    meet(&mut nodes);
+    nodes.iter().for_each(|node| preheat(node, &name));
+    for layer in &image.layers[1..] {
+        rots(&stored_path(lab, &nodes[0], &layer.blob.digest), layer.blob.size / 2);
+    }
+    nodes[0].pull(&name).unwrap();
+    assert_true(lab, &nodes[0], &name, &image);
+    // Once, when the first was preheated.
+    assert_eq!(layers_sent(&lab.registry(), &image), (layer_bytes(&image), 0));
 }
 
 fn rot(lab: &Lab, containerd: Programs) {

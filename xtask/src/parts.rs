@@ -18,7 +18,7 @@ mod golang;
 use std::time::Instant;
 
 use crate::{
-    lab::Result,
+    lab::{Result, containerd, dockerd},
     shell::{self, cache, command, has},
 };
 
@@ -53,8 +53,13 @@ pub enum Outcome {
 pub fn setup() -> Result<()> {
     std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
     step("packages", packages)?;
-    for (series, suites) in debian::CONTAINERDS {
-        optional(&format!("containerd {series}"), || debian::containerd(series, suites));
+    for series in debian::CONTAINERDS {
+        let is_here = containerd::find(series.0).is_some();
+        optional(&format!("containerd {}", series.0), || debian::CONTAINERD.keep(series, is_here));
+    }
+    for series in debian::DOCKERS {
+        let is_here = dockerd(series.0).is_some();
+        optional(&format!("dockerd {}", series.0), || debian::DOCKER.keep(series, is_here));
     }
     for tool in golang::TOOLS {
         optional(tool.name, || golang::build(tool));
@@ -78,8 +83,8 @@ pub fn setup_of(part: &str) -> Result<()> {
 pub fn for_demo() -> Result<()> {
     std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
     step("packages", packages)?;
-    let (series, suites) = debian::CONTAINERDS[0];
-    step("containerd", || debian::containerd(series, suites))?;
+    let oldest = debian::CONTAINERDS[0];
+    step("containerd", || debian::CONTAINERD.keep(oldest, containerd::find(oldest.0).is_some()))?;
     step("flotilla", build)
 }
 

@@ -117,7 +117,6 @@ impl Door {
             Err(error @ AcceptError::Gone(_)) => tracing::debug!("{error}"),
             Err(error) => tracing::warn!("{error}"),
             Ok(Accepted { stream, peer_name, h2 }) => {
-                self.parts.mesh.heard(&peer_name);
                 let serving = async {
                     match h2 {
                         true => self.speak_h2(TokioIo::new(stream), peer_name.clone()).await,

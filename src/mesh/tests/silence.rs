@@ -44,8 +44,13 @@ impl Way {
         Self { address, open, fill: Vec::new() }
     }
 
-    async fn close(&mut self) {
+    /// Nobody listens any more, but the machine.
+    fn hang(&self) {
         self.open.send_replace(false);
+    }
+
+    async fn close(&mut self) {
+        self.hang();
         for _ in 0..=BACKLOG {
             self.fill.push(TcpStream::connect(self.address).await.unwrap());
         }
@@ -91,44 +96,64 @@ fn ranked(node: &Node, digest: &Digest) -> String {
     node.mesh.rank(digest).iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
+async fn is_ranked(node: &Node, digest: &Digest, names: &str) {
+    let mut changed = node.mesh.changed();
+    let ranked = async {
+        while ranked(node, digest) != names {
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(GUARD, ranked).await.expect("it is back");
+}
+
+async fn is_gone(node: &Node, member: &Member, digest: &Digest) {
+    tokio::time::timeout(GUARD, node.mesh.gone(member, digest)).await.expect("nobody opens");
+}
+
 #[tokio::test]
-async fn a_machine_that_answers_nothing_is_passed_over_until_it_is_heard_from() {
+async fn a_machine_that_answers_nothing_is_passed_over_until_it_opens() {
     let ca = Ca::new("ca");
     let (a, b, mut way) = two(&ca).await;
     let digest = Digest::of(Algorithm::Sha256, b"whatever");
     let both = ranked(&a, &digest);
     assert_eq!(both.len(), "a b".len());
+    // b goes on, and reaches a: that says nothing of the way to it.
     way.close().await;
-    let (member, listen) = (b.mesh.me(), b.die().await);
-    tokio::time::timeout(GUARD, a.mesh.gone(&member, &digest)).await.expect("nobody opens");
+    let member = b.mesh.me();
+    is_gone(&a, &member, &digest).await;
     assert_eq!(ranked(&a, &digest), "a");
     // And nobody else waits for it.
-    tokio::time::timeout(GUARD, a.mesh.gone(&member, &digest)).await.expect("it is known to be gone");
+    is_gone(&a, &member, &digest).await;
     way.open();
-    let start = Start { listen, advertise: Some(member.address), generation: 2, ..Start::new(&ca, "b") };
-    let _b = start.knowing(a.address).up().await;
-    let mut changed = a.mesh.changed();
-    let back = async {
-        while ranked(&a, &digest) != both {
-            changed.changed().await.unwrap();
-        }
-    };
-    tokio::time::timeout(GUARD, back).await.expect("it is back");
+    is_ranked(&a, &digest, &both).await;
+    assert_eq!(a.mesh.member("b").map(|back| back.generation), Some(member.generation), "the same daemon");
+}
+
+#[tokio::test]
+async fn a_restart_ends_the_silence() {
+    let ca = Ca::new("ca");
+    let (a, b, mut way) = two(&ca).await;
+    let digest = Digest::of(Algorithm::Sha256, b"whatever");
+    let both = ranked(&a, &digest);
+    way.close().await;
+    let (member, listen) = (b.mesh.me(), b.die().await);
+    is_gone(&a, &member, &digest).await;
+    assert_eq!(ranked(&a, &digest), "a");
+    // Elsewhere, while the old place is as silent as before.
+    let _b = Start { listen, generation: 2, ..Start::new(&ca, "b") }.knowing(a.address).up().await;
+    is_ranked(&a, &digest, &both).await;
 }
 
 #[tokio::test]
 async fn a_daemon_that_is_only_slow_is_not_gone() {
     let ca = Ca::new("ca");
-    let a = Start::new(&ca, "a").up().await;
-    let b = Start::new(&ca, "b").knowing(a.address).up().await;
-    a.sees("a b").await;
+    let (a, b, way) = two(&ca).await;
     let digest = Digest::of(Algorithm::Sha256, b"whatever");
-    let member = b.mesh.me();
-    // Its machine goes on; its daemon accepts nothing, and says nothing.
-    let hung = TcpListener::bind(b.die().await).await.unwrap();
-    let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&member, &digest)).await;
-    assert!(gone.is_err(), "`gone` says so of a machine that answers");
-    drop(hung);
+    let both = ranked(&a, &digest);
+    // Its machine opens connections; nothing is accepted or said any more.
+    way.hang();
+    let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&b.mesh.me(), &digest)).await;
+    assert!(gone.is_err() && ranked(&a, &digest) == both, "`gone` says so of a machine that answers");
 }
 
 #[tokio::test]

@@ -40,7 +40,8 @@ use crate::{
 /// How long the members asked at a swarm's start may take to answer before leases are given without them: a
 /// hundred answers take a few milliseconds; this bounds what a dead one costs a cold pull.
 pub const POLL_MAX: Duration = Duration::from_millis(200);
-/// Members that others say have the blob and that are asked: twice as many as one answer names.
+/// Members that others say have the blob and that are asked, beside the first of each answer: twice as many as one
+/// answer names.
 const FOUND_MAX: usize = 32;
 /// A puller says something once a second; three missed and it is gone. Nor is a member that was asked waited for any
 /// longer: until then a node that is short of CPU may still say that it has what the origin does not give.
@@ -310,11 +311,11 @@ impl Swarm {
     }
 
     /// Somebody heard that this member has the blob: its answer is waited for as well. `false` if it is here already, or
-    /// enough are.
-    pub fn asks(&mut self, name: &Name) -> bool {
-        let is_new =
-            self.found < FOUND_MAX && self.handle_of(name).is_none() && self.polled.insert(name.clone());
-        self.found += usize::from(is_new);
+    /// enough are, unless it is asked `anyway`.
+    pub fn asks(&mut self, name: &Name, anyway: bool) -> bool {
+        let has_room = anyway || self.found < FOUND_MAX;
+        let is_new = has_room && self.handle_of(name).is_none() && self.polled.insert(name.clone());
+        self.found += usize::from(is_new && !anyway);
         is_new
     }
 

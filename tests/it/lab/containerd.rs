@@ -29,10 +29,7 @@ pub(crate) struct Programs {
 
 /// Finds a series, `2.1`, in the cache that `cargo xtask setup` fills, else as the machine's own.
 pub(crate) fn find(series: &str) -> Option<Programs> {
-    let cached = super::cache().and_then(|cache| fs::read_dir(cache).ok()).into_iter().flatten().flatten();
-    let in_cache = cached.filter_map(|entry| {
-        let version = entry.file_name().to_str()?.strip_prefix("containerd-")?.to_owned();
-        let bin = entry.path().join("bin");
+    let in_cache = super::place::versions_of("containerd").filter_map(|(version, bin)| {
         (is_of(&version, series) && bin.join("containerd").is_file()).then_some(Programs { version, bin })
     });
     in_cache.last().or_else(|| at(Path::new("/usr/bin/containerd")).filter(|own| is_of(&own.version, series)))

@@ -33,5 +33,5 @@ pub(crate) mod story;
 pub(crate) mod sweep;
 
 pub(crate) use failure::{Failure, Result};
-pub(crate) use place::{cache, lab_of, tool};
+pub(crate) use place::{dockerd, lab_of, tool};
 pub(crate) use story::Lab;

@@ -25,6 +25,22 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     folders.filter(of_tool).map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
+/// Versions of something in the cache, and the folder with the programs of each.
+pub(super) fn versions_of(name: &str) -> impl Iterator<Item = (String, PathBuf)> {
+    let cached = cache().and_then(|cache| fs::read_dir(cache).ok()).into_iter().flatten().flatten();
+    cached.filter_map(move |entry| {
+        let version = entry.file_name().to_str()?.strip_prefix(name)?.strip_prefix('-')?.to_owned();
+        Some((version, entry.path().join("bin")))
+    })
+}
+
+/// A dockerd of this series that `cargo xtask setup` has unpacked.
+pub(crate) fn dockerd(series: &str) -> Option<PathBuf> {
+    let of_series = |version: &str| version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'));
+    let mut found = versions_of("docker").filter(|(version, _)| of_series(version));
+    found.find_map(|(_, bin)| Some(bin.join("dockerd")).filter(|program| program.is_file()))
+}
+
 /// A folder for one lab, named so that `sweep` knows whose it is.
 pub(crate) fn new_lab() -> Result<PathBuf> {
     static COUNTER: AtomicU32 = AtomicU32::new(1);

@@ -1,4 +1,4 @@
-//! containerds of other Debian suites than this machine's, unpacked and not installed.
+//! Programs of other Debian suites than this machine's, unpacked and not installed.
 //!
 //! A second apt state folder gets a source list that repeats the machine's own source with another
 //! suite's name, so that a mirror or a proxy that the machine is set to goes on being used.
@@ -11,61 +11,85 @@ use crate::{
     shell::{cache, command, quiet},
 };
 
-/// containerd's series, and the suites that carry it, the first that has it wins.
-pub const CONTAINERDS: [(&str, &[&str]); 3] =
+/// A package, and what is taken out of it.
+pub struct Package {
+    name: &'static str,
+    /// What the cache calls it, before its version.
+    known_as: &'static str,
+    /// Where its programs lie.
+    folder: &'static str,
+    programs: &'static [&'static str],
+}
+
+pub const CONTAINERD: Package =
+    Package { name: "containerd", known_as: "containerd", folder: "usr/bin", programs: &BINARIES };
+pub const DOCKER: Package =
+    Package { name: "docker.io", known_as: "docker", folder: "usr/sbin", programs: &["dockerd"] };
+
+/// A series of versions, and the suites that carry it, the first that has it wins.
+pub type Series = (&'static str, &'static [&'static str]);
+
+pub const CONTAINERDS: [Series; 3] =
     [("1.6", &["bookworm"]), ("1.7", &["trixie"]), ("2.1", &["forky", "sid"])];
+/// Beside the one that is installed.
+pub const DOCKERS: [Series; 2] = [("26", &["trixie"]), ("28", &["forky", "sid"])];
 
-pub fn containerd(series: &str, suites: &[&str]) -> Result<Outcome> {
-    if crate::lab::containerd::find(series).is_some() {
-        return Ok(Outcome::Kept);
-    }
-    let mut last = String::new();
-    for suite in suites {
-        match fetch(series, suite) {
-            Ok(()) => return Ok(Outcome::Done),
-            Err(failure) => last = failure.to_string(),
+impl Package {
+    /// Gets one series, unless it is here.
+    pub fn keep(&self, (series, suites): Series, is_here: bool) -> Result<Outcome> {
+        if is_here {
+            return Ok(Outcome::Kept);
         }
+        let mut last = String::new();
+        for suite in suites {
+            match self.fetch(series, suite) {
+                Ok(()) => return Ok(Outcome::Done),
+                Err(failure) => last = failure.to_string(),
+            }
+        }
+        Err(last.into())
     }
-    Err(last.into())
-}
 
-fn fetch(series: &str, suite: &str) -> Result<()> {
-    let work = cache()?.join(format!("apt-{suite}"));
-    fs::create_dir_all(work.join("state/lists/partial"))
-        .and_then(|()| fs::create_dir_all(work.join("cache/archives/partial")))
-        .and_then(|()| fs::write(work.join("sources.list"), format!("{}\n", source(suite)?)))
-        .map_err(|error| format!("making {}: {error}", work.display()))?;
-    quiet(apt("apt-get", &work).args(["-q", "update"]))?;
-    quiet(apt("apt-get", &work).args(["-q", "download", "containerd"]))?;
-    let unpacked = unpack(series, &work);
-    let _scratch = fs::remove_dir_all(&work);
-    unpacked
-}
+    fn fetch(&self, series: &str, suite: &str) -> Result<()> {
+        let work = cache()?.join(format!("apt-{suite}"));
+        fs::create_dir_all(work.join("state/lists/partial"))
+            .and_then(|()| fs::create_dir_all(work.join("cache/archives/partial")))
+            .and_then(|()| fs::write(work.join("sources.list"), format!("{}\n", source(suite)?)))
+            .map_err(|error| format!("making {}: {error}", work.display()))?;
+        quiet(apt("apt-get", &work).args(["-q", "update"]))?;
+        quiet(apt("apt-get", &work).args(["-q", "download", self.name]))?;
+        let unpacked = self.unpack(series, &work);
+        let _scratch = fs::remove_dir_all(&work);
+        unpacked
+    }
 
-/// Takes the three programs out of the package, into a folder named after its version.
-fn unpack(series: &str, work: &Path) -> Result<()> {
-    let deb = fs::read_dir(work)
-        .ok()
-        .and_then(|entries| {
-            entries.flatten().find(|entry| entry.path().extension().is_some_and(|e| e == "deb"))
-        })
-        .ok_or("apt-get download left no package")?
-        .path();
-    let version = quiet(command("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?;
-    let version = version.trim().split(['~', '+', '-']).next().unwrap_or_default();
-    if !version.starts_with(series) {
-        return Err(format!("this suite has containerd {version}, not {series}").into());
+    /// Takes the programs out of the package, into a folder named after its version.
+    fn unpack(&self, series: &str, work: &Path) -> Result<()> {
+        let deb = fs::read_dir(work)
+            .ok()
+            .and_then(|entries| {
+                entries.flatten().find(|entry| entry.path().extension().is_some_and(|e| e == "deb"))
+            })
+            .ok_or("apt-get download left no package")?
+            .path();
+        let version = quiet(command("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?;
+        let version = version.trim().split(['~', '+', '-']).next().unwrap_or_default();
+        if !version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')) {
+            return Err(format!("this suite has {} {version}, not {series}", self.name).into());
+        }
+        let tree = work.join("tree");
+        quiet(command("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
+        fs::create_dir_all(tree.join("bin")).map_err(|error| error.to_string())?;
+        for program in self.programs {
+            fs::rename(tree.join(self.folder).join(program), tree.join("bin").join(program))
+                .map_err(|error| format!("taking {program} out of the package: {error}"))?;
+        }
+        for rest in ["usr", "etc", "lib", "var"] {
+            let _not_there = fs::remove_dir_all(tree.join(rest));
+        }
+        fs::rename(&tree, cache()?.join(format!("{}-{version}", self.known_as)))
+            .map_err(|error| format!("keeping {} {version}: {error}", self.name).into())
     }
-    let tree = work.join("tree");
-    quiet(command("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
-    fs::create_dir_all(tree.join("bin")).map_err(|error| error.to_string())?;
-    for binary in BINARIES {
-        fs::rename(tree.join("usr/bin").join(binary), tree.join("bin").join(binary))
-            .map_err(|error| format!("taking {binary} out of the package: {error}"))?;
-    }
-    let _the_rest = fs::remove_dir_all(tree.join("usr"));
-    fs::rename(&tree, cache()?.join(format!("containerd-{version}")))
-        .map_err(|error| format!("keeping containerd {version}: {error}").into())
 }
 
 /// An apt program that works on a state of its own.
