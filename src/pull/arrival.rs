@@ -177,17 +177,14 @@ impl Arrival {
                         return next;
                     }
                 }
-                Look::Nothing => {}
             }
         }
     }
 
-    /// As [`Self::next`], for who wants the chain and not the bytes: a piece that fitted one as it came is not read.
-    pub(super) fn next_link(&self, index: u32, seen: &mut Seen) -> Option<Arc<Chain>> {
-        let before = *seen;
-        let is_here = matches!(self.wait(index, seen), Look::Here(_));
-        // Whatever else there is, `next` tells.
-        *seen = before;
+    /// Waits as [`Self::next`] does. A piece that fitted a chain as it came need not be read by whoever wants the chain
+    /// and not the bytes; whatever else there is, `next` tells.
+    pub(super) fn next_link(&self, index: u32, seen: Seen) -> Option<Arc<Chain>> {
+        let is_here = matches!(self.wait(index, &mut { seen }), Look::Here(_));
         let state = self.state.lock();
         let is_current = state.taken_back.len() == seen.0 && state.have.contains(index);
         if is_here && is_current { state.links.get(&index).cloned() } else { None }
@@ -197,23 +194,22 @@ impl Arrival {
     fn wait(&self, index: u32, seen: &mut Seen) -> Look {
         let mut state = self.state.lock();
         loop {
-            match state.look(index, seen) {
-                Look::Nothing => self.changed.wait(&mut state),
-                look @ (Look::Is(_) | Look::Here(_)) => return look,
+            if let Some(look) = state.look(index, seen) {
+                return look;
             }
+            self.changed.wait(&mut state);
         }
     }
 
     /// Whether [`Self::try_next`] has anything to say. Memory only.
     pub(super) fn has_next(&self, index: u32, seen: &Seen) -> bool {
-        !matches!(self.state.lock().look(index, &mut Seen(seen.0)), Look::Nothing)
+        self.state.lock().look(index, &mut Seen(seen.0)).is_some()
     }
 
     /// As [`Self::next`], but it does not wait; blocking only as long as reading a piece takes.
     pub(super) fn try_next(&self, index: u32, seen: &mut Seen) -> Option<Next> {
         let look = self.state.lock().look(index, seen);
-        match look {
-            Look::Nothing => None,
+        match look? {
             Look::Is(next) => Some(next),
             Look::Here(whence) => self.take(index, &whence),
         }
@@ -244,28 +240,28 @@ impl Arrival {
 type Whence = (Option<Blob>, Option<Arriving>);
 
 enum Look {
-    Nothing,
     Is(Next),
     Here(Whence),
 }
 
 impl State {
-    fn look(&self, index: u32, seen: &mut Seen) -> Look {
+    /// `None` while there is nothing to say of piece `index`.
+    fn look(&self, index: u32, seen: &mut Seen) -> Option<Look> {
         let news = &self.taken_back[seen.0..];
         let lowest = news.iter().copied().filter(|&taken| taken < index).min();
         seen.0 = self.taken_back.len();
         if let Some(lowest) = lowest {
-            return Look::Is(Next::Rewind(lowest));
+            return Some(Look::Is(Next::Rewind(lowest)));
         }
         let blob = match &self.end {
-            Some(Err(error)) => return Look::Is(Next::Failed(error.clone())),
+            Some(Err(error)) => return Some(Look::Is(Next::Failed(error.clone()))),
             Some(Ok(blob)) => Some(blob.clone()),
             None => None,
         };
         if blob.is_none() && !self.have.contains(index) {
-            return Look::Nothing;
+            return None;
         }
-        Look::Here((blob, self.arriving.clone()))
+        Some(Look::Here((blob, self.arriving.clone())))
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn follow(arrival: &Arrival, digest: &Digest, news: &mpsc::Sender<New
                 }
             }
         }
-        let link = arrival.next_link(index, &mut seen);
+        let link = arrival.next_link(index, seen);
         if !link.is_some_and(|chain| builder.follow(&chain)) {
             match arrival.next(index, &mut seen) {
                 Next::Piece { bytes, .. } => builder.push(&bytes),
@@ -110,6 +110,13 @@ mod tests {
             self.arrival.arrived(index);
         }
 
+        fn chain(&self) -> Arc<Chain> {
+            let mut builder = ChainBuilder::new(&self.digest, self.bytes.len() as u64);
+            builder.push(&self.bytes[..piece_len()]);
+            builder.push(&self.bytes[piece_len()..]);
+            Arc::new(builder.finish().unwrap())
+        }
+
         fn is_stored_whole(&self) -> bool {
             let blob = self.store.get(&self.digest);
             blob.is_some_and(|blob| [blob.read(0).unwrap(), blob.read(1).unwrap()].concat() == self.bytes)
@@ -145,10 +152,7 @@ mod tests {
     fn a_piece_that_fitted_its_chain_is_not_read_for_the_proof_and_one_that_did_not_is() {
         let (news, mut inbox) = mpsc::channel(8);
         let bench = Bench::new(&news);
-        let mut builder = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
-        builder.push(&bench.bytes[..piece_len()]);
-        builder.push(&bench.bytes[piece_len()..]);
-        let chain = Arc::new(builder.finish().unwrap());
+        let chain = bench.chain();
         // One that begins elsewhere is of no use: the piece is read.
         let mut other = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
         other.push(&vec![8; piece_len()]);
@@ -156,7 +160,7 @@ mod tests {
         let elsewhere = Chain::from_bytes(&bench.digest, bench.bytes.len() as u64, &elsewhere).unwrap();
         bench.arrival.linked(0, chain);
         bench.arrival.linked(1, Arc::new(elsewhere));
-        let read = |index| bench.arrival.next_link(index, &mut Seen::default()).is_some();
+        let read = |index| bench.arrival.next_link(index, Seen::default()).is_some();
         assert!(read(0) && read(1));
         follow(&bench.arrival, &bench.digest, &news);
         let mut committed = false;
@@ -170,20 +174,17 @@ mod tests {
     fn what_is_taken_back_has_no_link_any_more() {
         let (news, _inbox) = mpsc::channel(1);
         let bench = Bench::new(&news);
-        let mut builder = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
-        builder.push(&bench.bytes[..piece_len()]);
-        builder.push(&bench.bytes[piece_len()..]);
-        let chain = Arc::new(builder.finish().unwrap());
+        let chain = bench.chain();
         let mut seen = Seen::default();
         bench.arrival.linked(0, chain.clone());
-        assert!(bench.arrival.next_link(0, &mut seen).is_some());
+        assert!(bench.arrival.next_link(0, seen).is_some());
         bench.arrival.take_back(0);
         bench.comes(0);
-        assert!(bench.arrival.next_link(0, &mut seen).is_none(), "it has to hear of that first");
+        assert!(bench.arrival.next_link(0, seen).is_none(), "it has to hear of that first");
         assert!(matches!(bench.arrival.next(0, &mut seen), Next::Piece { .. }));
-        assert!(bench.arrival.next_link(0, &mut seen).is_none(), "it came without a chain");
+        assert!(bench.arrival.next_link(0, seen).is_none(), "it came without a chain");
         bench.arrival.linked(0, chain);
-        assert!(bench.arrival.next_link(0, &mut seen).is_some());
+        assert!(bench.arrival.next_link(0, seen).is_some());
     }
 
     #[test]

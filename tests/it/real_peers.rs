@@ -57,7 +57,6 @@ fn a_crowd_goes_on_when_its_tracker_stops_answering() {
     });
 }
 
-/// Where a node's own copy of a blob lies.
 /// Whether a file holds the bytes of its digest.
 fn is_true(path: &Path, digest: &str) -> bool {
     Digest::of(Algorithm::Sha256, &fs::read(path).unwrap()).to_string() == digest

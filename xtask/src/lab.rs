@@ -26,4 +26,4 @@ pub(crate) mod registry;
 pub(crate) mod sweep;
 
 pub(crate) use failure::{Failure, Result};
-pub(crate) use place::{cache, dockerd, lab_of, new_lab};
+pub(crate) use place::{cache, dockerd, is_of, lab_of, new_lab};

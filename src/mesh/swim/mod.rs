@@ -255,22 +255,19 @@ impl Swim {
 
     /// Who can be dialed now, this node included, by name.
     pub(in crate::mesh) fn live(&self) -> Vec<&Member> {
-        let active = self.active().filter(|life| self.checks.reason(life).is_none());
-        let mut live: Vec<&Member> = active.chain([self.me()]).map(Life::member).collect();
+        let mut live: Vec<&Member> = self.others().chain([self.me()]).map(Life::member).collect();
         live.sort_by(|a, b| a.name.cmp(&b.name));
         live
     }
 
     pub(in crate::mesh) fn live_named(&self, name: &str) -> Option<&Member> {
-        let mut active = self.active().filter(|life| self.checks.reason(life).is_none()).chain([self.me()]);
-        active.find(|life| life.name() == name).map(Life::member)
+        self.others().chain([self.me()]).find(|life| life.name() == name).map(Life::member)
     }
 
     /// As [`Self::live`], by key, this node first.
     pub(in crate::mesh) fn ring(&self) -> Vec<&Member> {
         let me = self.me();
-        let active = self.active().filter(|life| self.checks.reason(life).is_none());
-        let mut ring: Vec<&Life> = active.collect();
+        let mut ring: Vec<&Life> = self.others().collect();
         ring.sort_unstable_by_key(|life| life.key().wrapping_sub(me.key()));
         [me].into_iter().chain(ring).map(Life::member).collect()
     }
@@ -360,6 +357,11 @@ impl Swim {
 
     fn known_by(&self, fits: impl Fn(&foca::Member<Life>) -> bool) -> Option<&foca::Member<Life>> {
         self.foca.iter_membership_state().find(|known| fits(known))
+    }
+
+    /// Who can be dialed now, but this node.
+    fn others(&self) -> impl Iterator<Item = &Life> {
+        self.active().filter(|life| self.checks.reason(life).is_none())
     }
 
     fn active(&self) -> impl Iterator<Item = &Life> {

@@ -78,7 +78,7 @@ async fn becomes(is_open: &mut watch::Receiver<bool>, wanted: bool) {
     }
 }
 
-/// Two who know each other; the second is reached by a way.
+/// Two who know each other, `a` and `b`; `b` is reached by a way.
 async fn two(ca: &Ca) -> (Node, Node, Way) {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let listen = listener.local_addr().unwrap();
@@ -92,40 +92,43 @@ async fn two(ca: &Ca) -> (Node, Node, Way) {
     (a, b, way)
 }
 
-fn ranked(node: &Node, digest: &Digest) -> String {
-    node.mesh.rank(digest).iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(" ")
+fn whatever() -> Digest {
+    Digest::of(Algorithm::Sha256, b"whatever")
 }
 
-async fn is_ranked(node: &Node, digest: &Digest, names: &str) {
+fn ranked(node: &Node) -> String {
+    node.mesh.rank(&whatever()).iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+async fn is_ranked(node: &Node, names: &str) {
     let mut changed = node.mesh.changed();
     let ranked = async {
-        while ranked(node, digest) != names {
+        while ranked(node) != names {
             changed.changed().await.unwrap();
         }
     };
     tokio::time::timeout(GUARD, ranked).await.expect("it is back");
 }
 
-async fn is_gone(node: &Node, member: &Member, digest: &Digest) {
-    tokio::time::timeout(GUARD, node.mesh.gone(member, digest)).await.expect("nobody opens");
+async fn is_gone(node: &Node, member: &Member) {
+    tokio::time::timeout(GUARD, node.mesh.gone(member, &whatever())).await.expect("nobody opens");
 }
 
 #[tokio::test]
 async fn a_machine_that_answers_nothing_is_passed_over_until_it_opens() {
     let ca = Ca::new("ca");
     let (a, b, mut way) = two(&ca).await;
-    let digest = Digest::of(Algorithm::Sha256, b"whatever");
-    let both = ranked(&a, &digest);
+    let both = ranked(&a);
     assert_eq!(both.len(), "a b".len());
     // b goes on, and reaches a: that says nothing of the way to it.
     way.close().await;
     let member = b.mesh.me();
-    is_gone(&a, &member, &digest).await;
-    assert_eq!(ranked(&a, &digest), "a");
+    is_gone(&a, &member).await;
+    assert_eq!(ranked(&a), "a");
     // And nobody else waits for it.
-    is_gone(&a, &member, &digest).await;
+    is_gone(&a, &member).await;
     way.open();
-    is_ranked(&a, &digest, &both).await;
+    is_ranked(&a, &both).await;
     assert_eq!(a.mesh.member("b").map(|back| back.generation), Some(member.generation), "the same daemon");
 }
 
@@ -133,27 +136,25 @@ async fn a_machine_that_answers_nothing_is_passed_over_until_it_opens() {
 async fn a_restart_ends_the_silence() {
     let ca = Ca::new("ca");
     let (a, b, mut way) = two(&ca).await;
-    let digest = Digest::of(Algorithm::Sha256, b"whatever");
-    let both = ranked(&a, &digest);
+    let both = ranked(&a);
     way.close().await;
     let (member, listen) = (b.mesh.me(), b.die().await);
-    is_gone(&a, &member, &digest).await;
-    assert_eq!(ranked(&a, &digest), "a");
+    is_gone(&a, &member).await;
+    assert_eq!(ranked(&a), "a");
     // Elsewhere, while the old place is as silent as before.
     let _b = Start { listen, generation: 2, ..Start::new(&ca, "b") }.knowing(a.address).up().await;
-    is_ranked(&a, &digest, &both).await;
+    is_ranked(&a, &both).await;
 }
 
 #[tokio::test]
 async fn a_daemon_that_is_only_slow_is_not_gone() {
     let ca = Ca::new("ca");
     let (a, b, way) = two(&ca).await;
-    let digest = Digest::of(Algorithm::Sha256, b"whatever");
-    let both = ranked(&a, &digest);
+    let both = ranked(&a);
     // Its machine opens connections; nothing is accepted or said any more.
     way.hang();
-    let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&b.mesh.me(), &digest)).await;
-    assert!(gone.is_err() && ranked(&a, &digest) == both, "`gone` says so of a machine that answers");
+    let gone = tokio::time::timeout(Duration::from_secs(1), a.mesh.gone(&b.mesh.me(), &whatever())).await;
+    assert!(gone.is_err() && ranked(&a) == both, "`gone` says so of a machine that answers");
 }
 
 #[tokio::test]

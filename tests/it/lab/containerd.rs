@@ -9,6 +9,7 @@ use std::{
 use super::{
     Result,
     net::Namespace,
+    place::{is_of, versions_of},
     process::{Process, output},
 };
 
@@ -29,7 +30,7 @@ pub(crate) struct Programs {
 
 /// Finds a series, `2.1`, in the cache that `cargo xtask setup` fills, else as the machine's own.
 pub(crate) fn find(series: &str) -> Option<Programs> {
-    let in_cache = super::place::versions_of("containerd").filter_map(|(version, bin)| {
+    let in_cache = versions_of("containerd").filter_map(|(version, bin)| {
         (is_of(&version, series) && bin.join("containerd").is_file()).then_some(Programs { version, bin })
     });
     in_cache.last().or_else(|| at(Path::new("/usr/bin/containerd")).filter(|own| is_of(&own.version, series)))
@@ -52,10 +53,6 @@ pub(crate) fn at(containerd: &Path) -> Option<Programs> {
     // `containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3`
     let version = said.split(' ').nth(2)?.trim_start_matches('v').split(['~', '+']).next()?.to_owned();
     Some(Programs { version, bin: containerd.parent()?.to_owned() })
-}
-
-fn is_of(version: &str, series: &str) -> bool {
-    version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Who unpacks what CRI pulls.

@@ -34,10 +34,14 @@ pub(super) fn versions_of(name: &str) -> impl Iterator<Item = (String, PathBuf)>
     })
 }
 
+/// Whether `1.6.20` is of the series `1.6`.
+pub(crate) fn is_of(version: &str, series: &str) -> bool {
+    version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// A dockerd of this series that `cargo xtask setup` has unpacked.
 pub(crate) fn dockerd(series: &str) -> Option<PathBuf> {
-    let of_series = |version: &str| version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'));
-    let mut found = versions_of("docker").filter(|(version, _)| of_series(version));
+    let mut found = versions_of("docker").filter(|(version, _)| is_of(version, series));
     found.find_map(|(_, bin)| Some(bin.join("dockerd")).filter(|program| program.is_file()))
 }
 

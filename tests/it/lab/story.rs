@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Runs a story on one series of containerd, or says why it is skipped.
-pub(crate) fn tell(series: &str, story: fn(&Lab, Programs)) {
+pub(crate) fn tell(series: &str, story: impl FnOnce(&Lab, Programs)) {
     if let Some(why) = missing() {
         eprintln!("skipped: {why}");
         return;

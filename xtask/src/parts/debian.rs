@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 
 use super::Outcome;
 use crate::{
-    lab::{Result, containerd::BINARIES},
+    lab::{Result, containerd::BINARIES, is_of},
     shell::{cache, command, quiet},
 };
 
@@ -74,7 +74,7 @@ impl Package {
             .path();
         let version = quiet(command("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?;
         let version = version.trim().split(['~', '+', '-']).next().unwrap_or_default();
-        if !version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')) {
+        if !is_of(version, series) {
             return Err(format!("this suite has {} {version}, not {series}", self.name).into());
         }
         let tree = work.join("tree");
