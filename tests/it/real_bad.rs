@@ -326,7 +326,7 @@ fn removing_an_image_frees_a_full_disk(lab: &Lab, containerd: Programs) {
     node.cri.remove(&lab.name("large/full:v1")).unwrap();
     // The tree and the one copy of the blob.
     eventually("the disk to have room again", || {
-        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        node.containerd.collect_garbage().unwrap();
         free(&disk) >= full + (40 << 20)
     });
     let ours = stored_path(lab, &node, &image.layers[1].blob.digest);
@@ -348,7 +348,7 @@ fn a_full_disk_fails_the_pull_and_nothing_else(lab: &Lab, containerd: Programs) 
     eventually("the half-built tree to go", || fs::read_dir(&staging).unwrap().count() == 0);
     // What was half made goes although nothing can be written, and the node works again.
     eventually("room for a sandbox", || {
-        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        node.containerd.collect_garbage().unwrap();
         node.run(&lab.name("demo/small:v1"), &["/bin/cat", "/etc/lab"]).is_ok()
     });
     Pulled::new(lab, &node, &image).is_complete().runs(&["/bin/cat", "/etc/lab"]);

@@ -124,8 +124,8 @@ fn others_go_on_while_a_layer_is_held(lab: &Lab, containerd: Programs) {
     // The held pull cannot end while the registry sleeps; everything else must.
     lab.registry().process().signal("STOP").unwrap();
     Pulled::new(lab, &node, &small).runs(&["/bin/cat", "/etc/lab"]);
-    // A removal has containerd collect what is unused, which locks the snapshotter against every Prepare.
-    node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+    // A collection locks the snapshotter against every Prepare.
+    node.containerd.collect_garbage().unwrap();
     Pulled::new(lab, &node, &small).runs(&["/bin/cat", "/etc/lab"]);
     assert!(!pulling.is_over(), "the held pull waits");
     lab.registry().process().signal("CONT").unwrap();
@@ -241,7 +241,7 @@ fn discarded_layers_are_handed_over_too(lab: &Lab, containerd: Programs) {
     pulled.left_the_registry_once().runs(&["/bin/ls", "/noise"]);
     assert_eq!(stored(lab, &node, &image), image.layers.len());
     eventually("containerd to forget the layers", || {
-        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        node.containerd.collect_garbage().unwrap();
         image.layers.iter().all(|layer| node.content_size(&layer.blob.digest).is_none())
     });
 }

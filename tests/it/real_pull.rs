@@ -93,8 +93,7 @@ fn removing_frees_it(lab: &Lab, node: &Node, image: &Published) {
     node.cri.remove(&lab.name(&image.name)).unwrap();
     let chain_ids = chain_ids(image);
     eventually("containerd to let the image go", || {
-        // A synchronous removal of nothing makes containerd collect now.
-        node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+        node.containerd.collect_garbage().unwrap();
         let left = snapshots(node, "k8s.io");
         let content = image.layers.iter().any(|layer| node.content_size(&layer.blob.digest).is_some());
         !content && !chain_ids.iter().any(|id| left.contains(id))
@@ -241,7 +240,7 @@ fn an_image_in_two_namespaces_is_fetched_once(lab: &Lab, containerd: Programs) {
     pulled.is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
     // One tree serves both namespaces.
     node.cri.remove(&name).unwrap();
-    node.containerd.ctr(&["images", "rm", "--sync", "absent"]).ok();
+    node.containerd.collect_garbage().unwrap();
     // runc's list of containers is the whole machine's.
     let cgroup = cgroup(lab);
     let id = cgroup.trim_start_matches('/');

@@ -75,6 +75,9 @@ fn containerd_ends_in_the_middle_of_a_pull(lab: &Lab, containerd: Programs) {
         }
         pulling.end().unwrap_err();
         node.containerd.start_again().unwrap();
+        // With any snapshotter a pull fails whose first layer is unpacked already and falls to the collection
+        // that a containerd makes at its start, before the second is prepared on it.
+        node.containerd.collect_garbage().unwrap();
         node.pull(&lab.name(name)).unwrap();
         Pulled::new(lab, &node, &image).containerd_fetched_none().is_complete().is_one_copy();
         Pulled::new(lab, &node, &image).runs(&["/bin/stat", "/noise/7"]);
