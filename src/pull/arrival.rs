@@ -29,6 +29,8 @@ struct State {
     arriving: Option<Arriving>,
     /// Pieces that fitted a chain when they came.
     links: BTreeMap<u32, Arc<Chain>>,
+    /// What this node said of pieces that it read itself; what it said first, if it read one again.
+    vouched: BTreeMap<u32, Statement>,
     /// Every piece that was taken back, in order of time: whoever has read past it must start again.
     taken_back: Vec<u32>,
     /// The chain has closed over what is here: nothing is taken back any more.
@@ -66,6 +68,7 @@ impl Arrival {
             have,
             arriving: None,
             links: BTreeMap::new(),
+            vouched: BTreeMap::new(),
             taken_back: Vec::new(),
             sealed: false,
             end: None,
@@ -108,6 +111,15 @@ impl Arrival {
     /// The bytes stored as piece `index`, which is about to arrive, are what `chain` says.
     pub(super) fn linked(&self, index: u32, chain: Arc<Chain>) {
         self.state.lock().links.insert(index, chain);
+    }
+
+    /// This node has read the piece from the origin, and is about to say so.
+    pub(super) fn vouch(&self, index: u32, statement: Statement) {
+        self.state.lock().vouched.entry(index).or_insert(statement);
+    }
+
+    pub(super) fn vouched(&self) -> BTreeMap<u32, Statement> {
+        self.state.lock().vouched.clone()
     }
 
     /// The piece is not here any more, unless it has been proven meanwhile.

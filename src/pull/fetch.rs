@@ -17,7 +17,7 @@ use crate::{
     piece::{Chain, Statement},
     swarm::{
         exchange::{Check, Fetched},
-        message::{FED_HEADER, REFERRED_MAX},
+        message::{FED_HEADER, Name, REFERRED_MAX},
     },
 };
 
@@ -150,8 +150,8 @@ impl Hands {
         self.tell(News::Chain { sponsor: sponsor.name, chain, unfit }).await;
     }
 
-    /// Asks `voucher` itself what it stated for a piece whose true bytes it contradicts; bans it if it did.
-    pub(super) async fn judge(&self, voucher: &str, index: u32, wrong: Statement) {
+    /// Asks `voucher` itself whether it stated this for a piece that it read.
+    pub(super) async fn confirm(self, voucher: Name, index: u32, stated: Statement) {
         let digest = &self.want.digest;
         let Some(member) = self.parts.mesh.members().into_iter().find(|member| member.name == voucher) else {
             return;
@@ -160,17 +160,30 @@ impl Hands {
         let path = format!("/v1/blobs/{digest}/statements");
         let Ok(bytes) = self.get(&member, &path, len, None).await else { return };
         let at = index as usize * blake3::OUT_LEN;
-        if bytes.get(at..at + blake3::OUT_LEN) != Some(wrong.as_bytes()) {
-            tracing::info!(%digest, %voucher, piece = index, "does not repeat the statement: it is not banned");
-            return;
+        if bytes.get(at..at + blake3::OUT_LEN) == Some(stated.as_bytes()) {
+            self.tell(News::Confirmed { by: member, index }).await;
+        } else {
+            tracing::info!(%digest, %voucher, piece = index, "does not repeat what it is said to have stated");
         }
+    }
+
+    /// The blob is proven, and `member` said itself that it stated other bytes for the piece.
+    pub(super) fn ban(&self, member: &Member, index: u32) {
         tracing::warn!(
-            %digest, peer = %voucher, piece = index,
-            "banned: it stated wrong bytes; it is not asked again until it restarts"
+            digest = %self.want.digest, peer = %member.name, piece = index,
+            "banned: it stated wrong bytes; it is not believed again until it restarts"
         );
-        self.parts.refuse("convicted", voucher);
-        self.parts.trackers.ban(&member);
-        self.tell(News::Banned(member.name)).await;
+        self.parts.refuse("convicted", &member.name);
+        self.parts.trackers.ban(member);
+    }
+
+    /// The blob is proven, and this node itself had stated other bytes for the piece.
+    pub(super) fn misled(&self, me: &str, index: u32) {
+        tracing::warn!(
+            digest = %self.want.digest, piece = index,
+            "the registry gave this node other bytes than the image has; look at what stands between them"
+        );
+        self.parts.refuse("misled", me);
     }
 
     async fn get(
@@ -195,7 +208,7 @@ impl Hands {
             NoBody::Failed(error.to_string())
         })?;
         match response.status() {
-            StatusCode::OK => self.body(response.into_body(), len_max, (piece, slow)).await,
+            StatusCode::OK => self.body(peer, response.into_body(), len_max, (piece, slow)).await,
             StatusCode::NOT_FOUND => Err(NoBody::Absent),
             StatusCode::SERVICE_UNAVAILABLE => {
                 let to = referred(response.headers());
@@ -210,6 +223,7 @@ impl Hands {
 
     async fn body(
         &self,
+        peer: &Member,
         mut body: Incoming,
         len_max: usize,
         (piece, mut slow): (Option<u32>, Option<News>),
@@ -236,7 +250,7 @@ impl Hands {
             }
             if let Some(index) = piece.filter(|_| told_at.elapsed() >= BEAT) {
                 told_at = Instant::now();
-                self.tell(News::Fetching(index)).await;
+                self.tell(News::Fetching { peer: peer.name.clone(), index }).await;
             }
         }
     }

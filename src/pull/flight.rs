@@ -53,7 +53,10 @@ pub(super) enum News {
         index: u32,
     },
     /// Bytes of the piece still come.
-    Fetching(u32),
+    Fetching {
+        peer: String,
+        index: u32,
+    },
     Chain {
         sponsor: String,
         chain: Option<Arc<Chain>>,
@@ -80,7 +83,11 @@ pub(super) enum News {
     Audited(Option<Verdict>),
     /// All of a small blob that is proven.
     Small(Bytes),
-    Banned(String),
+    /// A suspect said that it had stated what it was asked about.
+    Confirmed {
+        by: Member,
+        index: u32,
+    },
     Rotten(u32),
     /// The in-order chain stands before this piece.
     Front(u32),

@@ -35,6 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -320,6 +321,16 @@ impl Pulls {
         }
         let flight = self.0.flights.lock().get(digest).cloned()?;
         flight.arrival.arriving().map(Here::Arriving)
+    }
+
+    /// What this node has stated of the blob's pieces that it read from the origin itself, while it still pulls or seeds:
+    /// 32 bytes a piece, zeros for others.
+    #[must_use]
+    pub fn vouched(&self, digest: &Digest) -> Option<Bytes> {
+        let flight = self.0.flights.lock().get(digest).cloned()?;
+        let vouched = flight.arrival.vouched();
+        let of = |index| vouched.get(&index).map_or([0; blake3::OUT_LEN], |statement| *statement.as_bytes());
+        Some((0..flight.arrival.layout().count()).flat_map(of).collect())
     }
 
     /// Another member begins to track this digest: what is here of it? A pull under way moves there if that

@@ -195,7 +195,11 @@ impl Hands {
         let len = bytes.len();
         let kept = self.blocking(move |hands| {
             let fits = chain.as_ref().is_none_or(|chain| chain.proves(index, &bytes));
-            fits.then(|| hands.store(index, &bytes, blake3::hash(&bytes), chain))
+            fits.then(|| {
+                let statement = blake3::hash(&bytes);
+                hands.arrival.vouch(index, statement);
+                hands.store(index, &bytes, statement, chain)
+            })
         });
         match kept.await {
             Some(Some(Ok(statement))) => {
@@ -232,7 +236,6 @@ impl Hands {
                     digest = %self.want.digest, %voucher, piece = index,
                     "the origin has other bytes than this member stated"
                 );
-                self.judge(&voucher, index, stated).await;
                 found = Some(Verdict::Differs { index, statement: actual });
                 break;
             }

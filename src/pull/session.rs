@@ -154,7 +154,7 @@ impl Session {
             }
             News::Referred { index, to } => exchange.referred(index, to),
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
-            News::Fetching(index) => exchange.fetching(index),
+            News::Fetching { peer, index } => exchange.fetching(&peer, index, now),
             News::Chain { sponsor, chain, unfit } => {
                 self.chain = chain;
                 exchange.chain_checked(&sponsor, unfit, now);
@@ -174,7 +174,7 @@ impl Session {
             News::Origin(error) => self.origin_error = Some(error),
             News::Small(bytes) => self.say(vec![Report::Content(bytes)], now),
             News::Audited(found) => exchange.audited(found, now),
-            News::Banned(name) => exchange.ban(&name),
+            News::Confirmed { by, index } => exchange.confirmed(&by, index),
             News::Rotten(index) => exchange.lost(index, now),
             News::Front(index) => exchange.front(index),
             News::Unclosed => exchange.unclosed(now),
@@ -251,9 +251,11 @@ impl Session {
             Action::Audit { order } => {
                 self.tasks.spawn(hands.audit(order));
             }
-            Action::Judge { voucher, index, wrong } => {
-                self.tasks.spawn(async move { hands.judge(&voucher, index, wrong).await });
+            Action::Confirm { voucher, index, stated } => {
+                self.tasks.spawn(hands.confirm(voucher, index, stated));
             }
+            Action::Ban { member, index } => hands.ban(&member, index),
+            Action::Misled { index } => hands.misled(&self.me.name, index),
             Action::Keep { bytes } => {
                 let tracker = self.line.as_ref().map(|line| line.tracker.clone());
                 let given =
@@ -388,10 +390,16 @@ impl Session {
         line.heard_at = now;
         let mut banned = Vec::new();
         for event in &events {
-            if let Event::Joined { member, .. } = event
-                && self.shared.trackers.is_banned(member)
-            {
-                banned.push(member.name.clone());
+            match event {
+                Event::Joined { member, .. } if self.shared.trackers.is_banned(member) => {
+                    banned.push(member.name.clone());
+                }
+                Event::Discredited => tracing::warn!(
+                    digest = %self.flight.want.digest, tracker = %line.tracker.name,
+                    "the tracker does not count on this node any more: others say that it gave them wrong bytes or none; \
+                     it takes the blob from them and gives nothing of it"
+                ),
+                _ => {}
             }
         }
         self.exchange.told(events, now);

@@ -157,6 +157,8 @@ pub enum Event {
     OriginFailed {
         reason: String,
     },
+    /// This tracker does not listen to the member any more: it takes what others have, wherever they are.
+    Discredited,
 }
 
 /// Why a message is refused.
@@ -396,6 +398,7 @@ fn event_from_wire(event: wire::Event, count: u32) -> Result<Event, MessageError
         Wire::Recheck(index) => Event::Recheck { index: index_below(count, index)? },
         Wire::Dropped(voucher) => Event::Dropped { voucher: name(voucher)? },
         Wire::OriginFailed(failed) => Event::OriginFailed { reason: reason(failed.reason)? },
+        Wire::Discredited(_) => Event::Discredited,
         Wire::Lost(lost) => Event::PieceLost { handle: lost.handle, index: index_below(count, lost.index)? },
     })
 }
@@ -444,6 +447,7 @@ fn event_to_wire(event: &Event) -> wire::Event {
         Event::Recheck { index } => Wire::Recheck(*index),
         Event::Dropped { voucher } => Wire::Dropped(voucher.clone()),
         Event::OriginFailed { reason } => Wire::OriginFailed(wire::OriginFailed { reason: reason.clone() }),
+        Event::Discredited => Wire::Discredited(wire::Discredited {}),
     };
     wire::Event { event: Some(event) }
 }
@@ -498,6 +502,7 @@ mod tests {
             Event::Recheck { index: 4 },
             Event::Dropped { voucher: "node-3".into() },
             Event::OriginFailed { reason: "no_origin".into() },
+            Event::Discredited,
         ];
         let mut back = Vec::new();
         for message in events_to_wire(&events) {

@@ -44,8 +44,6 @@ const TICKS_PER_BEAT: u32 = 2;
 pub enum TrackError {
     #[error("this member tracks {SWARMS_MAX} swarms already")]
     Full,
-    #[error("this member has proof that `{0}` stated wrong bytes, and takes it back when it has restarted")]
-    Banned(String),
     #[error("the join is refused")]
     Join(#[from] JoinError),
 }
@@ -104,14 +102,13 @@ impl Trackers {
         Self(inner)
     }
 
-    /// Seats a puller. Events come in batches; an empty batch is a beat; the end is the end of the swarm.
+    /// Seats a puller, one that is banned here as a discredited one. Events come in batches; an empty batch is a beat; the
+    /// end is the end of the swarm.
     ///
     /// # Errors
-    /// There are too many swarms or members, the puller is banned here, or the join contradicts the swarm.
+    /// There are too many swarms or members, or the join contradicts the swarm.
     pub fn join(&self, join: &Join) -> Result<(Seat, mpsc::Receiver<Vec<Event>>), TrackError> {
-        if self.is_banned(&join.from) {
-            return Err(TrackError::Banned(join.from.name.clone()));
-        }
+        let is_banned = self.is_banned(&join.from);
         let now = Instant::now();
         let mut swarms = self.0.swarms.lock();
         let has_room = swarms.len() < SWARMS_MAX;
@@ -127,6 +124,9 @@ impl Trackers {
                 })
             }
         };
+        if is_banned {
+            tracked.swarm.distrust(&join.from.name);
+        }
         let handle = tracked.swarm.join(join, now)?;
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         tracked.outboxes.insert(handle, outbox);
@@ -134,7 +134,7 @@ impl Trackers {
         Ok((Seat { trackers: self.clone(), digest: join.digest.clone(), handle }, inbox))
     }
 
-    /// This node has proof that the member stated wrong bytes: none of its trackers takes it, no pull asks it.
+    /// This node has proof that the member stated wrong bytes: none of its trackers believes it, no pull asks it.
     pub fn ban(&self, member: &Member) {
         self.0.banned.lock().insert(member.name.clone(), member.generation);
     }

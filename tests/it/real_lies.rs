@@ -16,7 +16,7 @@ use crate::{
     },
     real_image::log,
     real_mesh::{meet, metric, pull_at_once},
-    real_peers::{assert_true, assert_whole},
+    real_peers::assert_true,
 };
 
 /// The member that is lied to, and lies to the others.
@@ -48,7 +48,7 @@ fn reads_lies(lab: &Lab, containerd: Programs) {
     meet(&mut nodes);
     pull_at_once(&nodes, &name);
 
-    let (liars, honest): (Vec<Node>, Vec<Node>) = nodes.into_iter().partition(|node| node.name == LIAR);
+    let (misled, honest): (Vec<Node>, Vec<Node>) = nodes.into_iter().partition(|node| node.name == LIAR);
     let convictions = |node: &Node, peer: &str| {
         metric(node, "flotilla_pieces_refused_total", &["reason=\"convicted\"", peer])
     };
@@ -57,13 +57,16 @@ fn reads_lies(lab: &Lab, containerd: Programs) {
         log(node).contains("banned: it stated wrong bytes") && convictions(node, &of_the_liar) > 0
     };
     assert!(honest.iter().any(|node| named(&node)), "nobody has named {LIAR}");
-    for node in &honest {
+    for node in honest.iter().chain(&misled) {
         assert_eq!(convictions(node, ""), convictions(node, &of_the_liar), "{} convicts others", node.name);
         assert_eq!(metric(node, "flotilla_layers_total", &["outcome=\"intercepted\""]), 2, "{}", node.name);
         assert_true(lab, node, &name, &image);
     }
-    // Its registry gives it nothing that can be proven, so that its containerd fetched the layer.
-    assert_whole(lab, &liars[0], &name, &image);
+    // Its registry gives it nothing that can be proven: the others do.
+    let misled = &misled[0];
+    assert_eq!(metric(misled, "flotilla_pieces_refused_total", &["reason=\"misled\""]), 1);
+    assert!(log(misled).contains("the registry gave this node other bytes than the image has"));
+    assert!(log(misled).contains("the tracker does not count on this node any more"));
 
     let layer = &image.layers[1].blob;
     let sent = [&network.registry, &false_registry].map(|registry| bytes_read(registry, &layer.digest));

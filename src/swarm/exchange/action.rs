@@ -53,15 +53,25 @@ pub enum Action {
     Forget {
         index: u32,
     },
-    /// Read these from the origin, in this order, until one differs; then judge its voucher.
+    /// Read these from the origin, in this order, until one differs.
     Audit {
         order: Vec<(u32, Statement, Name)>,
     },
-    /// `voucher` stated `wrong` for a piece whose true bytes are known: if it says so itself, ban it.
-    Judge {
+    /// Ask `voucher` whether it stated this for a piece that it has read: the answer, if it did, is
+    /// [`super::Exchange::confirmed`].
+    Confirm {
         voucher: Name,
         index: u32,
-        wrong: Statement,
+        stated: Statement,
+    },
+    /// It stated other bytes for the piece than the proven ones, and has said so itself.
+    Ban {
+        member: Member,
+        index: u32,
+    },
+    /// This node has read other bytes for the piece than the proven ones.
+    Misled {
+        index: u32,
     },
     /// Check these with the digest, and keep them: all of a small blob.
     Keep {

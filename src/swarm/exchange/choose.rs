@@ -43,7 +43,8 @@ impl Exchange {
     pub(super) fn request(&mut self, now: Instant) {
         let room = self.requests_max();
         // A request that does not move takes no link.
-        let moving = |requests: &Vec<Request>| requests.iter().filter(|request| !request.slow).count();
+        let moving =
+            |requests: &Vec<Request>| requests.iter().filter(|request| !self.stands(request, now)).count();
         let under_way: usize = self.requests.values().map(moving).sum();
         for _ in under_way..room as usize {
             // The generator is a few words; apart from the rest it can be drawn from while the rest is read.
@@ -137,10 +138,9 @@ impl Exchange {
     fn straggler<'a>(&self, usable: &[&'a Peer], now: Instant) -> Option<(u32, &'a Peer)> {
         let limit = (self.piece_time * STRAGGLER_TIMES).max(STRAGGLER_MIN);
         // What comes from another zone is as late as the link between them makes it; twice would be twice its load.
-        let is_far = |name: &Name| self.peers.get(name).is_some_and(|peer| peer.is_far);
-        let late = |request: &Request| {
-            request.slow || (!is_far(&request.peer) && now.duration_since(request.at) > limit)
-        };
+        let is_late =
+            |request: &Request| !self.is_far(&request.peer) && now.duration_since(request.at) > limit;
+        let late = |request: &Request| self.stands(request, now) || is_late(request);
         self.requests
             .iter()
             .filter(|(index, requests)| {
@@ -153,6 +153,11 @@ impl Exchange {
                 };
                 usable.iter().find(other).map(|peer| (index, *peer))
             })
+    }
+
+    /// No byte of it came for a while, and not because of others on the link between zones.
+    fn stands(&self, request: &Request, now: Instant) -> bool {
+        request.slow && !(self.is_far(&request.peer) && self.others_cross(now))
     }
 
     pub(super) fn check_for(&self, index: u32) -> Option<Check> {

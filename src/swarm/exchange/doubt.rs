@@ -1,8 +1,15 @@
 //! What to do when bytes, statements and chains contradict each other.
+//!
+//! Nobody is banned on anybody's word. What the origin, a chain or the tracker contradicts makes its voucher a suspect,
+//! who is asked at once whether it stated that; when the blob is proven, whoever stated other bytes and said so itself is
+//! banned. A node may find itself among them: then its registry has misled it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
-use super::{Action, ChainState, Claim, Exchange, Fetched, peers::Peer};
+use super::{Action, ChainState, Claim, Exchange, Fetched, Suspect, peers::Peer};
 use crate::{
     mesh::Member,
     piece::Statement,
@@ -26,8 +33,9 @@ impl Exchange {
                 self.chain = ChainState::Known { sponsor: Some(sponsor) };
                 self.unclosed = false;
                 for index in unfit {
-                    let claim = self.held.get(&index).cloned();
-                    self.suspects.extend(claim.map(|claim| (index, claim)));
+                    if let Some(claim) = self.held.get(&index).cloned() {
+                        self.suspect(index, claim);
+                    }
                     self.ask_sponsor.insert(index);
                     self.forget(index);
                     self.actions.push(Action::Tell(Report::Lost { index }));
@@ -61,10 +69,24 @@ impl Exchange {
     pub fn audited(&mut self, found: Option<Verdict>, now: Instant) {
         self.auditing = false;
         match found {
-            Some(verdict) => self.actions.push(Action::Tell(Report::Verdict(verdict))),
+            Some(verdict) => {
+                if let Verdict::Differs { index, statement } = verdict {
+                    self.contradicted(index, statement);
+                }
+                self.actions.push(Action::Tell(Report::Verdict(verdict)));
+            }
             None => self.not_audited(),
         }
         self.settle(now);
+    }
+
+    /// The origin has other bytes for the piece than somebody vouched for.
+    fn contradicted(&mut self, index: u32, origin: Statement) {
+        let claims = [self.held.get(&index), self.stated[index as usize].as_ref()];
+        let claim = claims.into_iter().flatten().find(|claim| claim.statement != origin).cloned();
+        if let Some(claim) = claim {
+            self.suspect(index, claim);
+        }
     }
 
     fn not_audited(&mut self) {
@@ -99,8 +121,7 @@ impl Exchange {
         }
     }
 
-    /// The origin convicted `voucher`, says the tracker: what it vouched for comes again. That names nobody
-    /// yet: see [`Self::judge_suspects`].
+    /// The origin convicted `voucher`, says the tracker: what it vouched for comes again.
     pub(super) fn drop_vouched(&mut self, voucher: &Name) {
         for index in 0..self.layout.count() {
             let claim = &mut self.stated[index as usize];
@@ -112,19 +133,52 @@ impl Exchange {
             }
             let held = self.held.get(&index).filter(|claim| claim.voucher == *voucher).cloned();
             if let Some(claim) = held {
-                self.suspects.push((index, claim));
+                self.suspect(index, claim);
                 self.forget(index);
             }
         }
         self.unclosed = false;
     }
 
-    /// A proven chain convicts whoever stated other bytes than the proven ones.
+    /// Of each voucher one piece is asked about: whoever states wrong bytes seldom does it once.
+    fn suspect(&mut self, index: u32, claim: Claim) {
+        let Claim { statement: stated, voucher } = claim.clone();
+        // From the disk: nobody knows any more who brought it.
+        if voucher.is_empty() {
+            return;
+        }
+        let is_first = self.suspects.iter().all(|known| known.claim.voucher != voucher);
+        if is_first && voucher != self.setting.me.name {
+            self.actions.push(Action::Confirm { voucher, index, stated });
+        }
+        self.suspects.push(Suspect { index, claim, repeated_by: None });
+    }
+
+    /// The suspect stated for this piece what it was asked about.
+    pub fn confirmed(&mut self, by: &Member, index: u32) {
+        let asked = |known: &&mut Suspect| known.index == index && known.claim.voucher == by.name;
+        for suspect in self.suspects.iter_mut().filter(asked) {
+            suspect.repeated_by = Some(by.clone());
+        }
+        if self.proven {
+            self.judge_suspects();
+        }
+    }
+
+    /// The proof acquits whoever stated what is proven. Those who have not answered yet may still.
     pub(super) fn judge_suspects(&mut self) {
-        for (index, Claim { statement: wrong, voucher }) in std::mem::take(&mut self.suspects) {
-            let differs = self.held.get(&index).is_some_and(|claim| claim.statement != wrong);
-            if differs && !voucher.is_empty() {
-                self.actions.push(Action::Judge { voucher, index, wrong });
+        let (held, me) = (&self.held, &self.setting.me.name);
+        self.suspects.retain(|known| {
+            held.get(&known.index).is_some_and(|claim| claim.statement != known.claim.statement)
+        });
+        let judged = |known: &mut Suspect| known.repeated_by.is_some() || known.claim.voucher == *me;
+        let mut named = BTreeSet::new();
+        for Suspect { index, claim, repeated_by } in self.suspects.extract_if(.., judged) {
+            if named.insert(claim.voucher) {
+                self.actions.push(match repeated_by {
+                    Some(member) => Action::Ban { member, index },
+                    None => Action::Misled { index },
+                });
             }
         }
     }

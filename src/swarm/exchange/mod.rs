@@ -39,6 +39,14 @@ struct Claim {
     voucher: Name,
 }
 
+/// What somebody vouched for, and the origin or a chain contradicts; proof tells who was right.
+struct Suspect {
+    index: u32,
+    claim: Claim,
+    /// The voucher said the same when it was asked: others put no words into its mouth.
+    repeated_by: Option<Member>,
+}
+
 /// The chain that pieces are checked with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ChainState {
@@ -80,6 +88,8 @@ pub struct Exchange {
     leases: Vec<Run>,
     /// What members of other zones may be asked for.
     imports: PieceSet,
+    /// When bytes last came from another zone.
+    far_heard_at: Option<Instant>,
     /// Held in this zone by nobody who gives: asked of other zones as well.
     forsaken: PieceSet,
     pace: Duration,
@@ -87,10 +97,12 @@ pub struct Exchange {
     pulls: u32,
     chain: ChainState,
     ask_sponsor: BTreeSet<u32>,
-    suspects: Vec<(u32, Claim)>,
+    suspects: Vec<Suspect>,
     front: u32,
     unclosed: bool,
     auditing: bool,
+    /// The tracker does not listen to this node.
+    discredited: bool,
     origin_failed: Option<String>,
     proven: bool,
     failed: bool,
@@ -130,6 +142,7 @@ impl Exchange {
             given: false,
             leases: Vec::new(),
             imports: PieceSet::empty(count),
+            far_heard_at: None,
             forsaken: PieceSet::empty(count),
             pace: Duration::ZERO,
             pulls: 1,
@@ -139,6 +152,7 @@ impl Exchange {
             front: 0,
             unclosed: false,
             auditing: false,
+            discredited: false,
             origin_failed: None,
             proven: false,
             failed: false,
@@ -255,6 +269,7 @@ impl Exchange {
             Event::Recheck { index } => self.recheck(index),
             Event::Dropped { voucher } => self.drop_vouched(&voucher),
             Event::OriginFailed { reason } => self.origin_failed = Some(reason),
+            Event::Discredited => self.ask_everybody(),
         }
     }
 
@@ -321,7 +336,9 @@ impl Exchange {
         if let Some(request) = requests.find(|request| request.peer == peer) {
             request.slow = true;
         }
-        self.peer_is_slow(peer, now);
+        if !(self.is_far(peer) && self.others_cross(now)) {
+            self.peer_is_slow(peer, now);
+        }
         self.settle(now);
     }
 
@@ -356,7 +373,8 @@ impl Exchange {
     }
 
     /// Bytes of a piece still come from a peer. Of an import the tracker hears it, and gives it to nobody else.
-    pub fn fetching(&mut self, index: u32) {
+    pub fn fetching(&mut self, peer: &str, index: u32, now: Instant) {
+        self.heard_from(peer, now);
         if self.imports.contains(index) {
             self.actions.push(Action::Tell(Report::Reading { start: index }));
         }

@@ -114,7 +114,8 @@ impl Exchange {
         let count = self.layout.count();
         let me = &self.setting.me;
         // A leech asks everybody: what it has is not in its zone.
-        let is_far = me.zone.is_some() && me.zone != member.zone && me.role != Role::Leech;
+        let asks_everybody = me.role == Role::Leech || self.discredited;
+        let is_far = me.zone.is_some() && me.zone != member.zone && !asks_everybody;
         let peer = self.peers.entry(member.name.clone()).or_insert_with(|| Peer {
             member: member.clone(),
             is_far,
@@ -134,6 +135,16 @@ impl Exchange {
         }
         peer.member = member;
         peer.handle = Some(handle);
+    }
+
+    /// No tracker counts on what this node has: it is like a leech.
+    pub(super) fn ask_everybody(&mut self) {
+        self.discredited = true;
+        for peer in self.peers.values_mut() {
+            if std::mem::take(&mut peer.is_far) {
+                peer.has.iter().for_each(|index| self.holders[index as usize] += 1);
+            }
+        }
     }
 
     pub(super) fn peer_gone(&mut self, handle: Handle) {
@@ -170,8 +181,28 @@ impl Exchange {
         peer.loses(index, &mut self.holders);
     }
 
+    pub(super) fn is_far(&self, name: &str) -> bool {
+        self.peers.get(name).is_some_and(|peer| peer.is_far)
+    }
+
+    /// Bytes came from this peer.
+    pub(super) fn heard_from(&mut self, name: &str, now: Instant) {
+        if self.is_far(name) {
+            self.far_heard_at = Some(now);
+        }
+    }
+
+    /// Whether the link between zones is busy: a request that waits on it behind others says nothing of its peer, and
+    /// asked of another one it would load the link twice.
+    pub(super) fn others_cross(&self, now: Instant) -> bool {
+        self.far_heard_at.is_some_and(|at| now.duration_since(at) < SLOW_PAUSE)
+    }
+
     /// Takes down what an answer says of the peer.
     pub(super) fn peer_answered(&mut self, name: &str, index: u32, outcome: Fetched, now: Instant) {
+        if let Fetched::Good(_) = outcome {
+            self.heard_from(name, now);
+        }
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.requests = peer.requests.saturating_sub(1);
         let told = match outcome {

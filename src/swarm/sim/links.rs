@@ -15,6 +15,11 @@ const FED_MAX: usize = 512;
 /// A request without a byte for so long is called slow, and fails after so long, as in the shell.
 const SLOW: Duration = Duration::from_millis(500);
 const STALL: Duration = Duration::from_secs(5);
+/// How often the shell says that bytes come.
+const BEAT: Duration = Duration::from_millis(500);
+/// Flows that a link between zones carries at a time where it is said to be unfair; the others wait, as behind a full
+/// queue.
+const CROSSING: usize = 3;
 /// Rounds in which links are filled.
 const ROUNDS: usize = 4;
 
@@ -24,6 +29,7 @@ struct Flow {
     to: usize,
     crosses: bool,
     open: bool,
+    since: u64,
     rate: f64,
 }
 
@@ -53,16 +59,20 @@ impl Sim {
                 answers.push((upload.to, number, upload.index, Fetched::Busy));
             }
         }
-        let (slow, stall) = (self.ticks(SLOW), self.ticks(STALL));
+        let (slow, stall, beat) = (self.ticks(SLOW), self.ticks(STALL), self.ticks(BEAT));
         let mut rates = self.rates().into_iter();
-        let mut slow_ones = Vec::new();
+        let (mut slow_ones, mut moving) = (Vec::new(), Vec::new());
         for number in 0..self.nodes.len() {
             let node = &mut self.nodes[number];
             let (frozen, alive) = (node.is_frozen(self.tick), node.alive);
             for upload in &mut node.uploads {
                 upload.left -= rates.next().expect("one for each upload");
-                if frozen && self.tick - upload.since == slow {
+                let began = upload.left < self.layout.len_of(upload.index) as f64;
+                let since = self.tick - upload.since;
+                if !began && since == slow {
                     slow_ones.push((upload.to, node.name.clone(), upload.index));
+                } else if began && !frozen && since.is_multiple_of(beat) {
+                    moving.push((upload.to, node.name.clone(), upload.index));
                 }
             }
             let over = |upload: &mut Upload| {
@@ -80,6 +90,9 @@ impl Sim {
         let now = self.now();
         for (to, name, index) in slow_ones {
             self.nodes[to].exchange.slow(&name, index, now);
+        }
+        for (to, name, index) in moving {
+            self.nodes[to].exchange.fetching(&name, index, now);
         }
     }
 
@@ -120,6 +133,16 @@ impl Sim {
         self.nodes[number].alive && !self.nodes[number].is_frozen(self.tick)
     }
 
+    /// Of the flows between zones the first few go on.
+    fn queue(&self, flows: &mut [Flow]) {
+        for zone in [true, false] {
+            let crosses = |flow: &&mut Flow| flow.crosses && (self.nodes[flow.from].zone > 0) == zone;
+            let mut crossing: Vec<&mut Flow> = flows.iter_mut().filter(crosses).collect();
+            crossing.sort_by_key(|flow| flow.since);
+            crossing.into_iter().skip(CROSSING).for_each(|flow| flow.open = false);
+        }
+    }
+
     /// Bytes of each upload in this tick: links are filled in rounds, as TCP's flows end up sharing them.
     fn rates(&mut self) -> Vec<f64> {
         let link = |share: f64| LINK * self.plan.tick.as_secs_f64() * share;
@@ -128,8 +151,11 @@ impl Sim {
             let open = self.sends(from);
             flows.extend(node.uploads.iter().map(|upload| {
                 let crosses = self.nodes[upload.to].zone != node.zone;
-                Flow { from, to: upload.to, crosses, open, rate: 0.0 }
+                Flow { from, to: upload.to, crosses, open, since: upload.since, rate: 0.0 }
             }));
+        }
+        if self.plan.unfair {
+            self.queue(&mut flows);
         }
         let mut up: Vec<f64> = self.nodes.iter().map(|node| link(node.link())).collect();
         let mut down: Vec<f64> =

@@ -187,11 +187,15 @@ impl Sim {
         self.nodes[number].failed.as_deref()
     }
 
-    /// Who convicted `number` by evidence of its own; members whom the origin lies to are not asked.
+    /// How many convicted `number`.
     pub(super) fn convictions(&self, number: usize) -> usize {
         let name = &self.nodes[number].name;
-        let asked = self.nodes.iter().filter(|node| node.fault != Fault::LyingReader);
-        asked.filter(|node| node.convicted.contains(name)).count()
+        self.nodes.iter().filter(|node| node.convicted.contains(name)).count()
+    }
+
+    /// Whether it knows that it read other bytes than the true ones.
+    pub(super) fn knows_that_it_was_misled(&self, number: usize) -> bool {
+        self.nodes[number].misled
     }
 
     /// One line of figures.

@@ -48,6 +48,7 @@ pub(super) struct Node {
     pub(super) finished: Option<u64>,
     pub(super) failed: Option<String>,
     pub(super) convicted: BTreeSet<String>,
+    pub(super) misled: bool,
 }
 
 #[derive(Clone)]
@@ -104,6 +105,7 @@ impl Node {
             finished: node.seeded.then_some(0),
             failed: None,
             convicted: BTreeSet::new(),
+            misled: false,
         }
     }
 
@@ -123,7 +125,7 @@ impl Node {
 
     /// Whether nobody waits for it to finish.
     pub(super) fn is_odd(&self) -> bool {
-        matches!(self.fault, Fault::CorruptRelay | Fault::LyingReader | Fault::Stalls(_))
+        matches!(self.fault, Fault::Stalls(_))
     }
 
     /// Its link over the others'.
@@ -175,7 +177,15 @@ impl Sim {
                 Action::Tell(report) => reports.push(report),
                 Action::Forget { index } => drop(node.stored.remove(&index)),
                 Action::Audit { order } => node.audit = Some((order, 0, 0.0)),
-                Action::Judge { voucher, .. } => drop(node.convicted.insert(voucher)),
+                Action::Confirm { voucher, index, stated } => {
+                    let by = self.by_name[&voucher];
+                    if piece(index, self.lie_of(by)) == stated {
+                        let by = self.nodes[by].exchange.join().from;
+                        self.nodes[number].exchange.confirmed(&by, index);
+                    }
+                }
+                Action::Ban { member, .. } => drop(node.convicted.insert(member.name)),
+                Action::Misled { .. } => node.misled = true,
                 // Blobs here have no bytes.
                 Action::Keep { .. } | Action::Share => {}
                 Action::Fail { reason } => node.failed = Some(reason),

@@ -55,6 +55,8 @@ pub(in crate::swarm) struct Plan {
     pub(in crate::swarm) origin_failure: Option<(u64, Failure, &'static str)>,
     /// The link between two zones over a node's, each way.
     pub(in crate::swarm) zone_link: f64,
+    /// That link serves a few flows at a time, and others wait without a byte.
+    pub(in crate::swarm) unfair: bool,
 }
 
 impl Plan {
@@ -71,6 +73,7 @@ impl Plan {
             origin_delay: Duration::from_millis(4),
             origin_failure: None,
             zone_link: f64::INFINITY,
+            unfair: false,
         }
     }
 
@@ -122,6 +125,12 @@ impl Plan {
         for node in self.nodes.iter_mut().skip(1).step_by(2) {
             node.zone = 1;
         }
+        self
+    }
+
+    /// What waits for the link between the zones waits for long.
+    pub(in crate::swarm) fn unfair(mut self) -> Self {
+        self.unfair = true;
         self
     }
 }

@@ -9,7 +9,7 @@
 //! ```
 //! A registry that lies to one member makes that member find everybody else's pieces wrong, in good faith: hence
 //! the third. Where there is none, the auditor's word counts. The verdict makes everybody forget what the loser
-//! stated; to be named and banned takes evidence of one's own, which only those have who read. Each member audits
+//! stated; to be named and banned takes evidence of one's own, which the exchange gathers. Each member audits
 //! once, so a lying auditor costs one round.
 
 use std::{
@@ -105,8 +105,8 @@ impl Swarm {
         if self.audit.accusation.is_some() {
             return self.seek_third(now);
         }
-        let wanted = self.members.values().any(|puller| puller.unclosed);
-        let proven = self.members.values().any(|puller| puller.whole);
+        let wanted = self.members.values().any(|puller| puller.unclosed && !puller.discredited);
+        let proven = self.members.values().any(|puller| puller.whole && !puller.is_leech());
         if !wanted || proven {
             return;
         }
@@ -182,10 +182,7 @@ impl Swarm {
     fn convict(&mut self, name: &Name) {
         self.audit.accusation = None;
         tracing::warn!(member = %name, "swarm: the origin has other bytes for the others than for this member");
-        if let Some(handle) = self.handle_of(name) {
-            self.discredit(handle);
-        }
-        self.discredited.insert(name.clone());
+        self.distrust(name);
         self.drop_vouched(name);
     }
 

@@ -1,18 +1,18 @@
-//! Who holds which piece, under whose statement, and who is put out.
+//! Who holds which piece, under whose statement, and who is discredited.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{Puller, REFUSERS, Swarm, zones::ZoneId};
 use crate::{
     piece::PieceSet,
-    swarm::message::{Event, Handle, Held, Name},
+    swarm::message::{Event, Handle, Held, Join, Name, Report},
 };
 
 impl Swarm {
     pub(super) fn remove(&mut self, handle: Handle) {
         let Some(puller) = self.members.remove(&handle) else { return };
         self.polled.remove(&puller.member.name);
-        self.release_all(handle);
+        let _runs = self.release_all(handle);
         self.release_imports(handle);
         if !puller.silent {
             puller.have.iter().for_each(|index| self.less_one_holder(puller.zone, index));
@@ -57,7 +57,7 @@ impl Swarm {
             let puller = self.puller(handle);
             (puller.member.name.clone(), puller.zone)
         };
-        if self.discredited.contains(&held.voucher) {
+        if self.convicted.contains(&held.voucher) {
             return;
         }
         let index = held.index;
@@ -153,8 +153,8 @@ impl Swarm {
     }
 
     fn judge(&mut self, handle: Handle) {
-        let unfinished =
-            |other: &Handle| *other != handle && self.members.get(other).is_some_and(|p| !p.whole);
+        let counts = |puller: &Puller| !puller.whole && !puller.discredited;
+        let unfinished = |other: &Handle| *other != handle && self.members.get(other).is_some_and(counts);
         let needed = REFUSERS.min(self.members.keys().filter(|other| unfinished(other)).count());
         let puller = &self.members[&handle];
         // Whoever is done or gone needs it no more.
@@ -181,13 +181,67 @@ impl Swarm {
         had.into_iter().for_each(|index| self.less_one_holder(zone, index));
     }
 
-    /// The member is put out and not taken back. What it vouched for and others hold stays, unless the origin
-    /// convicted it.
+    /// What it has and says counts no more. What it vouched for and others hold stays, unless the origin convicted it.
     pub(super) fn discredit(&mut self, handle: Handle) {
         let Some(puller) = self.members.get(&handle) else { return };
-        let name = puller.member.name.clone();
-        self.remove(handle);
-        self.discredited.insert(name);
+        self.discredited.insert(puller.member.name.clone());
+        if puller.passive {
+            return self.remove(handle);
+        }
+        self.release_all(handle).into_iter().for_each(|run| self.tell(handle, Event::Revoke(run)));
+        self.release_imports(handle);
+        self.audit.left(handle);
+        let everywhere = self.zone_of(None);
+        let count = self.layout.count();
+        let puller = self.puller(handle);
+        puller.discredited = true;
+        puller.unclosed = false;
+        puller.to_announce = 0;
+        let was_at = std::mem::replace(&mut puller.zone, everywhere);
+        let had = std::mem::replace(&mut puller.have, PieceSet::empty(count));
+        let heard_by = std::mem::take(&mut puller.heard_by);
+        if !std::mem::take(&mut puller.silent) {
+            had.iter().for_each(|index| self.less_one_holder(was_at, index));
+        }
+        self.zone_shrinks(was_at);
+        self.zone_grows(everywhere);
+        self.forget_member(handle, &BTreeSet::new(), &heard_by);
+        self.tell(handle, Event::Discredited);
+    }
+
+    /// A discredited member comes, or comes back. What it reads, it reads for itself.
+    pub(super) fn take_in_discredited(&mut self, handle: Handle, join: &Join, now: Instant) -> Handle {
+        self.puller(handle).whole = join.whole;
+        self.polled.remove(&join.from.name);
+        self.welcome(handle);
+        self.tell(handle, Event::Discredited);
+        self.settle(now);
+        handle
+    }
+
+    pub(super) fn hear_discredited(&mut self, handle: Handle, report: Report) {
+        match report {
+            Report::Whole => self.puller(handle).whole = true,
+            Report::Unclosed => self.puller(handle).unclosed = true,
+            Report::Content(bytes) => self.learn(bytes),
+            Report::Held(_)
+            | Report::Reading { .. }
+            | Report::Returned { .. }
+            | Report::Verdict(_)
+            | Report::Lost { .. }
+            | Report::Refused { .. }
+            | Report::Waiting { .. }
+            | Report::Silent { .. } => {}
+        }
+    }
+
+    /// Where only discredited members are left, nobody reads for them.
+    pub(super) fn dismiss_discredited(&mut self) {
+        let waits = |puller: &Puller| puller.discredited && !puller.whole;
+        if self.members.values().all(|puller| puller.discredited) {
+            let waiting = self.members.iter().filter(|(_, puller)| waits(puller));
+            waiting.map(|(&handle, _)| handle).collect::<Vec<_>>().into_iter().for_each(|h| self.remove(h));
+        }
     }
 
     /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.

@@ -130,9 +130,11 @@ impl Swarm {
         self.lease(reader, 0..self.layout.count(), now);
     }
 
-    pub(super) fn release_all(&mut self, reader: Handle) {
-        self.origin.feed.release(|lease| lease.reader == reader);
+    /// The runs that it was reading.
+    pub(super) fn release_all(&mut self, reader: Handle) -> Vec<Run> {
         self.origin.refused.remove(&reader);
+        let released = self.origin.feed.release(|lease| lease.reader == reader);
+        released.into_iter().map(|lease| lease.run).collect()
     }
 
     /// Leases that are done end; one that stalls ends if somebody else can take it.
@@ -258,6 +260,7 @@ impl Swarm {
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
                 puller.reads_origin
+                    && !puller.discredited
                     && !puller.whole
                     && !puller.passive
                     && puller.to_announce == 0

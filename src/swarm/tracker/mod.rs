@@ -9,8 +9,13 @@
 //! discredited, no longer holds; a piece without a holder is free again and its statement forgotten. What a leech
 //! has is with nobody, since nobody gets it from there; nor does it count what a whole member has that gives nothing.
 //!
+//! Who gave wrong bytes or none, or read wrong ones, is *discredited*: it keeps its seat and takes what others have, as
+//! a leech does, but nobody hears of it and nothing that it says counts. It may have been wronged by its registry, its
+//! memory or its firewall, and would otherwise read all of the blob for itself. A crowd of such members alone is sent
+//! away: each reads for itself.
+//!
 //! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
-//! a discredited name is no member and no voucher.
+//! a discredited member holds and reads nothing; a convicted name is no voucher.
 
 mod audit;
 mod feed;
@@ -62,8 +67,6 @@ pub enum JoinError {
     Length { known: u64, claimed: u64 },
     #[error("the swarm has its {MEMBERS_MAX} members")]
     Full,
-    #[error("`{0}` served wrong bytes and is not taken back into this swarm")]
-    Discredited(Name),
 }
 
 /// What a member answered to the question at the swarm's start.
@@ -90,6 +93,8 @@ pub struct Swarm {
     zones: Vec<Zone>,
     audit: Audit,
     discredited: BTreeSet<Name>,
+    /// Those of them who stated wrong bytes.
+    convicted: BTreeSet<Name>,
     unfinished_at: Instant,
     /// All of a small blob, once somebody has proven it.
     content: Option<Bytes>,
@@ -138,13 +143,14 @@ struct Puller {
     unheard_by: BTreeSet<Handle>,
     /// It is whole and gives nothing: what it has counts as with nobody. Others may still ask it.
     silent: bool,
+    discredited: bool,
     heard_at: Instant,
 }
 
 impl Puller {
     /// It takes and never gives.
     fn is_leech(&self) -> bool {
-        self.member.role == Role::Leech
+        self.member.role == Role::Leech || self.discredited
     }
 }
 
@@ -165,6 +171,7 @@ impl Swarm {
             zones: Vec::new(),
             audit: Audit::default(),
             discredited: BTreeSet::new(),
+            convicted: BTreeSet::new(),
             unfinished_at: now,
             content: None,
             fresh: BTreeMap::new(),
@@ -195,14 +202,11 @@ impl Swarm {
     /// A puller comes.
     ///
     /// # Errors
-    /// It means another length, the swarm is full, or it was discredited here.
+    /// It means another length, or the swarm is full.
     pub fn join(&mut self, join: &Join, now: Instant) -> Result<Handle, JoinError> {
         let known = self.layout.blob_len();
         if join.blob_len != known {
             return Err(JoinError::Length { known, claimed: join.blob_len });
-        }
-        if self.discredited.contains(&join.from.name) {
-            return Err(JoinError::Discredited(join.from.name.clone()));
         }
         // One place for each name: a stream opened again, or a member that was found by asking.
         if let Some(old) = self.handle_of(&join.from.name) {
@@ -214,6 +218,9 @@ impl Swarm {
         let handle = self.add(join.from.clone(), now);
         let puller = self.members.get_mut(&handle).expect("just added");
         puller.passive = false;
+        if puller.discredited {
+            return Ok(self.take_in_discredited(handle, join, now));
+        }
         puller.reads_origin = join.reads_origin;
         puller.to_announce = join.held;
         if join.held == 0 {
@@ -231,6 +238,15 @@ impl Swarm {
         Ok(handle)
     }
 
+    /// The caller has proof that this member stated wrong bytes: whenever it comes, it is discredited.
+    pub fn distrust(&mut self, name: &Name) {
+        if let Some(handle) = self.handle_of(name) {
+            self.discredit(handle);
+        }
+        self.discredited.insert(name.clone());
+        self.convicted.insert(name.clone());
+    }
+
     /// A puller says something; a handle that has left is ignored.
     pub fn reports(&mut self, handle: Handle, reports: impl IntoIterator<Item = Report>, now: Instant) {
         self.heard(handle, now);
@@ -244,6 +260,9 @@ impl Swarm {
     }
 
     fn report(&mut self, handle: Handle, report: Report, now: Instant) {
+        if self.puller(handle).discredited {
+            return self.hear_discredited(handle, report);
+        }
         match report {
             Report::Held(held) => self.held(handle, held, now),
             Report::Reading { start } => {
@@ -373,6 +392,7 @@ impl Swarm {
             }
             if self.polled.is_empty() {
                 self.give_up_if_stuck(now);
+                self.dismiss_discredited();
             }
         }
     }
@@ -389,7 +409,8 @@ impl Swarm {
         let handle = self.next_handle;
         self.next_handle += 1;
         // A leech asks everybody: what it brought into a zone would not be there.
-        let is_leech = member.role == Role::Leech;
+        let discredited = self.discredited.contains(&member.name);
+        let is_leech = member.role == Role::Leech || discredited;
         let zone = self.zone_of(member.zone.as_deref().filter(|_| !is_leech));
         self.zone_grows(zone);
         let puller = Puller {
@@ -412,6 +433,7 @@ impl Swarm {
             refused_by: BTreeSet::new(),
             unheard_by: BTreeSet::new(),
             silent: false,
+            discredited,
             heard_at: now,
         };
         self.members.insert(handle, puller);
@@ -438,3 +460,6 @@ impl Swarm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,8 @@ impl Swarm {
     fn strangers_of(&self, handle: Handle, at_most: usize) -> Vec<Handle> {
         let Some(puller) = self.members.get(&handle) else { return Vec::new() };
         let is_stranger = |other: &Handle| *other != handle && !puller.hears.contains(other);
-        let strangers: Vec<Handle> = self.members.keys().copied().filter(is_stranger).collect();
+        let heard = self.members.iter().filter(|(_, other)| !other.discredited);
+        let strangers: Vec<Handle> = heard.map(|(&other, _)| other).filter(is_stranger).collect();
         if !self.is_large() {
             return strangers;
         }
@@ -75,11 +76,12 @@ impl Swarm {
 
     /// `handle` hears of `other` from now on, and learns what it has.
     pub(super) fn introduce(&mut self, handle: Handle, other: Handle) {
-        let Some(listener) = self.members.get_mut(&handle).filter(|puller| !puller.passive) else { return };
-        if handle == other || !listener.hears.insert(other) {
+        let Some(listener) = self.members.get(&handle).filter(|puller| !puller.passive) else { return };
+        if handle == other || listener.hears.contains(&other) || self.members[&other].discredited {
             return;
         }
-        let known = self.members.get_mut(&other).expect("a member");
+        self.puller(handle).hears.insert(other);
+        let known = self.members.get_mut(&other).expect("just looked up");
         known.heard_by.insert(handle);
         self.events.push((handle, Event::Joined { handle: other, member: known.member.clone() }));
         let news = match known.whole {
