@@ -118,8 +118,11 @@ impl Arrival {
         self.state.lock().vouched.entry(index).or_insert(statement);
     }
 
-    pub(super) fn vouched(&self) -> BTreeMap<u32, Statement> {
-        self.state.lock().vouched.clone()
+    /// Of each piece what this node said when it read it; zeros for those that it did not read.
+    pub(super) fn vouched(&self) -> Vec<Statement> {
+        let vouched = &self.state.lock().vouched;
+        let of = |index| vouched.get(&index).copied().unwrap_or(Statement::from_bytes([0; blake3::OUT_LEN]));
+        (0..self.layout.count()).map(of).collect()
     }
 
     /// The piece is not here any more, unless it has been proven meanwhile.

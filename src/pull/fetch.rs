@@ -150,21 +150,28 @@ impl Hands {
         self.tell(News::Chain { sponsor: sponsor.name, chain, unfit }).await;
     }
 
-    /// Asks `voucher` itself whether it stated this for a piece that it read.
-    pub(super) async fn confirm(self, voucher: Name, index: u32, stated: Statement) {
-        let digest = &self.want.digest;
-        let Some(member) = self.parts.mesh.members().into_iter().find(|member| member.name == voucher) else {
-            return;
-        };
-        let len = self.arrival.layout().count() as usize * blake3::OUT_LEN;
-        let path = format!("/v1/blobs/{digest}/statements");
-        let Ok(bytes) = self.get(&member, &path, len, None).await else { return };
-        let at = index as usize * blake3::OUT_LEN;
-        if bytes.get(at..at + blake3::OUT_LEN) == Some(stated.as_bytes()) {
-            self.tell(News::Confirmed { by: member, index }).await;
+    /// Asks a member, which may be this one, what it stated of the pieces that it read.
+    pub(super) async fn ask_statements(self, voucher: Name) {
+        let me = self.parts.mesh.me();
+        let said = if voucher == me.name {
+            Some((me, self.arrival.vouched()))
         } else {
-            tracing::info!(%digest, %voucher, piece = index, "does not repeat what it is said to have stated");
+            self.statements_of(&voucher).await
+        };
+        self.tell(News::Statements { voucher, said }).await;
+    }
+
+    async fn statements_of(&self, voucher: &str) -> Option<(Member, Vec<Statement>)> {
+        let digest = &self.want.digest;
+        let member = self.parts.mesh.member(voucher)?;
+        let len = self.arrival.layout().count() as usize * blake3::OUT_LEN;
+        let bytes = self.get(&member, &format!("/v1/blobs/{digest}/statements"), len, None).await;
+        let bytes = bytes.ok().filter(|bytes| bytes.len() == len);
+        if bytes.is_none() {
+            tracing::info!(%digest, %voucher, "does not say what it stated");
         }
+        let statements = bytes?.as_chunks().0.iter().map(|bytes| Statement::from_bytes(*bytes)).collect();
+        Some((member, statements))
     }
 
     /// The blob is proven, and `member` said itself that it stated other bytes for the piece.

@@ -83,10 +83,10 @@ pub(super) enum News {
     Audited(Option<Verdict>),
     /// All of a small blob that is proven.
     Small(Bytes),
-    /// A suspect said that it had stated what it was asked about.
-    Confirmed {
-        by: Member,
-        index: u32,
+    /// What a suspect says that it stated of the pieces that it read, and who it is; `None` if it says nothing.
+    Statements {
+        voucher: String,
+        said: Option<(Member, Vec<Statement>)>,
     },
     Rotten(u32),
     /// The in-order chain stands before this piece.

@@ -328,9 +328,7 @@ impl Pulls {
     #[must_use]
     pub fn vouched(&self, digest: &Digest) -> Option<Bytes> {
         let flight = self.0.flights.lock().get(digest).cloned()?;
-        let vouched = flight.arrival.vouched();
-        let of = |index| vouched.get(&index).map_or([0; blake3::OUT_LEN], |statement| *statement.as_bytes());
-        Some((0..flight.arrival.layout().count()).flat_map(of).collect())
+        Some(flight.arrival.vouched().iter().flat_map(|statement| *statement.as_bytes()).collect())
     }
 
     /// Another member begins to track this digest: what is here of it? A pull under way moves there if that

@@ -30,6 +30,9 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_millis(100);
+/// A pull whose tracker does not listen to it goes on alone when no piece has come for so long: what it cannot say may be
+/// that nobody reaches it, or that what it was given does not fit together.
+const STARVED_AFTER: Duration = Duration::from_secs(5);
 /// A tracker that failed is passed over for so long, unless nobody else is left.
 const AVOIDED_FOR: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,12 @@ pub(super) struct Session {
     proven: bool,
     released: bool,
     over: bool,
+    /// A tracker has discredited this node, and it was told to the operator.
+    warned: bool,
+    /// When a piece last came, or the line was opened.
+    fed_at: Instant,
+    /// It has had enough of others' trackers.
+    on_its_own: bool,
 }
 
 impl Session {
@@ -101,6 +110,9 @@ impl Session {
             proven: false,
             released: false,
             over: false,
+            warned: false,
+            fed_at: Instant::now(),
+            on_its_own: false,
         }
     }
 
@@ -174,7 +186,9 @@ impl Session {
             News::Origin(error) => self.origin_error = Some(error),
             News::Small(bytes) => self.say(vec![Report::Content(bytes)], now),
             News::Audited(found) => exchange.audited(found, now),
-            News::Confirmed { by, index } => exchange.confirmed(&by, index),
+            News::Statements { voucher, said } => {
+                exchange.statements(&voucher, said.as_ref().map(|(by, said)| (by, &said[..])));
+            }
             News::Rotten(index) => exchange.lost(index, now),
             News::Front(index) => exchange.front(index),
             News::Unclosed => exchange.unclosed(now),
@@ -194,6 +208,7 @@ impl Session {
         if !self.exchange.have().contains(index) {
             return;
         }
+        self.fed_at = now;
         self.flight.arrival.arrived(index);
         self.shared.metrics.bytes.get_or_create(&metrics::Source { source }).inc_by(len as u64);
         let layout = self.flight.arrival.layout();
@@ -251,8 +266,8 @@ impl Session {
             Action::Audit { order } => {
                 self.tasks.spawn(hands.audit(order));
             }
-            Action::Confirm { voucher, index, stated } => {
-                self.tasks.spawn(hands.confirm(voucher, index, stated));
+            Action::AskStatements { voucher } => {
+                self.tasks.spawn(hands.ask_statements(voucher));
             }
             Action::Ban { member, index } => hands.ban(&member, index),
             Action::Misled { index } => hands.misled(&self.me.name, index),
@@ -312,6 +327,9 @@ impl Session {
             self.shared.mesh.failed(&line.tracker.name);
             self.line_lost(line.number, &line.tracker.name, now);
         }
+        if self.exchange.is_discredited() && !self.proven && now.duration_since(self.fed_at) > STARVED_AFTER {
+            self.go_on_alone();
+        }
         if std::mem::take(&mut self.redial) {
             self.dial();
         }
@@ -335,8 +353,22 @@ impl Session {
 
 /// The line to the tracker.
 impl Session {
+    /// Nothing comes, and the tracker does not listen to that either.
+    fn go_on_alone(&mut self) {
+        let digest = &self.flight.want.digest;
+        if std::mem::replace(&mut self.on_its_own, true) {
+            return self.fail("discredited".to_owned());
+        }
+        tracing::warn!(%digest, "nothing came for {STARVED_AFTER:?} where this node does not count: it goes on alone");
+        self.fed_at = Instant::now();
+        self.dial();
+    }
+
     /// The first in the digest's rank that has not just failed; this node if nobody is left.
     fn tracker(&self) -> Member {
+        if self.on_its_own {
+            return self.me.clone();
+        }
         let rank = self.shared.mesh.rank(&self.flight.want.digest);
         rank.into_iter()
             .find(|member| !self.avoided.contains_key(&member.name))
@@ -361,6 +393,7 @@ impl Session {
     fn line_open(&mut self, line: Line) {
         if line.number == self.line_number {
             self.line = Some(line);
+            self.fed_at = Instant::now();
             // All that is here is announced anew.
             self.unsaid.clear();
             self.exchange.joined();
@@ -378,7 +411,7 @@ impl Session {
             return;
         }
         self.avoided.insert(tracker.to_owned(), now);
-        // This node refuses itself when it is full or discredited: with the next tick comes another one.
+        // This node refuses itself when it is full: with the next tick comes another one.
         match tracker == self.me.name {
             true => self.redial = true,
             false => self.dial(),
@@ -394,11 +427,14 @@ impl Session {
                 Event::Joined { member, .. } if self.shared.trackers.is_banned(member) => {
                     banned.push(member.name.clone());
                 }
-                Event::Discredited => tracing::warn!(
-                    digest = %self.flight.want.digest, tracker = %line.tracker.name,
-                    "the tracker does not count on this node any more: others say that it gave them wrong bytes or none; \
-                     it takes the blob from them and gives nothing of it"
-                ),
+                Event::Discredited if !self.warned => {
+                    self.warned = true;
+                    tracing::warn!(
+                        digest = %self.flight.want.digest, tracker = %line.tracker.name,
+                        "the tracker does not count on this node any more, and says why in its log: this node takes the \
+                         blob from others, and reads it from the registry where nobody else can"
+                    );
+                }
                 _ => {}
             }
         }

@@ -167,6 +167,7 @@ impl Trackers {
     }
 
     async fn heard(&self, digest: &Digest, member: &Member, answer: Answer) {
+        let answer = if self.is_banned(member) { Answer::Nothing } else { answer };
         self.with(digest, |swarm, now| swarm.answered(member, answer, now));
         if answer == Answer::Whole && member.name == self.0.mesh.me().name {
             self.learn(digest.clone()).await;

@@ -227,6 +227,7 @@ fn a_member_whom_nobody_believes_is_served_alone_in_its_zone_too() {
         plan.nodes[3].zone = 0;
         let sim = run(plan);
         assert_eq!(sim.finished(), 4);
+        assert!(sim.is_discredited(1));
         assert!(sim.origin_copies() < 1.2, "{}", sim.origin_copies());
     }
 }

@@ -137,6 +137,11 @@ impl Trackers {
     /// This node has proof that the member stated wrong bytes: none of its trackers believes it, no pull asks it.
     pub fn ban(&self, member: &Member) {
         self.0.banned.lock().insert(member.name.clone(), member.generation);
+        let now = Instant::now();
+        for tracked in self.0.swarms.lock().values_mut() {
+            tracked.swarm.distrust(&member.name);
+            tracked.deliver(now);
+        }
     }
 
     #[must_use]

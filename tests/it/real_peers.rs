@@ -66,18 +66,6 @@ fn preheat(node: &Node, name: &str) {
     output(node.daemon().unwrap().command(&["pull", name])).unwrap();
 }
 
-/// containerd has the image, and wherever a layer of it lies it is what its digest says.
-pub(crate) fn assert_whole(lab: &Lab, node: &Node, name: &str, image: &Published) {
-    assert!(node.is_complete(name).unwrap(), "{}", node.name);
-    for layer in &image.layers {
-        let digest = &layer.blob.digest;
-        let ours = stored_path(lab, node, digest);
-        for path in [node.content_path(digest)].into_iter().chain(ours.exists().then_some(ours)) {
-            assert!(is_true(&path, digest), "{}: {}", node.name, path.display());
-        }
-    }
-}
-
 /// containerd has the image, Flotilla has its layers, and all of it is what the digests say.
 pub(crate) fn assert_true(lab: &Lab, node: &Node, name: &str, image: &Published) {
     assert!(node.is_complete(name).unwrap(), "{}", node.name);

@@ -57,12 +57,9 @@ pub enum Action {
     Audit {
         order: Vec<(u32, Statement, Name)>,
     },
-    /// Ask `voucher` whether it stated this for a piece that it has read: the answer, if it did, is
-    /// [`super::Exchange::confirmed`].
-    Confirm {
+    /// Ask `voucher` what it stated of pieces that it read itself: the answer is [`super::Exchange::repeated`].
+    AskStatements {
         voucher: Name,
-        index: u32,
-        stated: Statement,
     },
     /// It stated other bytes for the piece than the proven ones, and has said so itself.
     Ban {

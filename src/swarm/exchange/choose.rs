@@ -138,9 +138,11 @@ impl Exchange {
     fn straggler<'a>(&self, usable: &[&'a Peer], now: Instant) -> Option<(u32, &'a Peer)> {
         let limit = (self.piece_time * STRAGGLER_TIMES).max(STRAGGLER_MIN);
         // What comes from another zone is as late as the link between them makes it; twice would be twice its load.
-        let is_late =
-            |request: &Request| !self.is_far(&request.peer) && now.duration_since(request.at) > limit;
-        let late = |request: &Request| self.stands(request, now) || is_late(request);
+        // Somebody near may be asked for it all the same.
+        let late = |request: &Request| {
+            request.slow || (!self.is_far(&request.peer) && now.duration_since(request.at) > limit)
+        };
+        let stand = |requests: &[Request]| requests.iter().all(|request| self.stands(request, now));
         self.requests
             .iter()
             .filter(|(index, requests)| {
@@ -149,6 +151,7 @@ impl Exchange {
             .find_map(|(&index, requests)| {
                 let other = |peer: &&&Peer| {
                     self.may_ask(peer, index)
+                        && (!peer.is_far || stand(requests))
                         && requests.iter().all(|request| request.peer != peer.member.name)
                 };
                 usable.iter().find(other).map(|peer| (index, *peer))

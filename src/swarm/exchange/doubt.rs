@@ -1,8 +1,8 @@
 //! What to do when bytes, statements and chains contradict each other.
 //!
 //! Nobody is banned on anybody's word. What the origin, a chain or the tracker contradicts makes its voucher a suspect,
-//! who is asked at once whether it stated that; when the blob is proven, whoever stated other bytes and said so itself is
-//! banned. A node may find itself among them: then its registry has misled it.
+//! who is asked at once what it stated; when the blob is proven, whoever stated other bytes and said so itself is banned.
+//! A node may find itself among them: then its registry has misled it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -140,25 +140,26 @@ impl Exchange {
         self.unclosed = false;
     }
 
-    /// Of each voucher one piece is asked about: whoever states wrong bytes seldom does it once.
     fn suspect(&mut self, index: u32, claim: Claim) {
-        let Claim { statement: stated, voucher } = claim.clone();
+        let voucher = claim.voucher.clone();
         // From the disk: nobody knows any more who brought it.
         if voucher.is_empty() {
             return;
         }
-        let is_first = self.suspects.iter().all(|known| known.claim.voucher != voucher);
-        if is_first && voucher != self.setting.me.name {
-            self.actions.push(Action::Confirm { voucher, index, stated });
-        }
         self.suspects.push(Suspect { index, claim, repeated_by: None });
+        if self.questioned.insert(voucher.clone()) {
+            self.actions.push(Action::AskStatements { voucher });
+        }
     }
 
-    /// The suspect stated for this piece what it was asked about.
-    pub fn confirmed(&mut self, by: &Member, index: u32) {
-        let asked = |known: &&mut Suspect| known.index == index && known.claim.voucher == by.name;
-        for suspect in self.suspects.iter_mut().filter(asked) {
-            suspect.repeated_by = Some(by.clone());
+    /// What `voucher` says that it stated, by piece; `None` if it says nothing.
+    pub fn statements(&mut self, voucher: &str, said: Option<(&Member, &[Statement])>) {
+        self.questioned.remove(voucher);
+        let Some((by, statements)) = said else { return };
+        for suspect in self.suspects.iter_mut().filter(|known| known.claim.voucher == voucher) {
+            if statements.get(suspect.index as usize) == Some(&suspect.claim.statement) {
+                suspect.repeated_by = Some(by.clone());
+            }
         }
         if self.proven {
             self.judge_suspects();
@@ -167,19 +168,17 @@ impl Exchange {
 
     /// The proof acquits whoever stated what is proven. Those who have not answered yet may still.
     pub(super) fn judge_suspects(&mut self) {
-        let (held, me) = (&self.held, &self.setting.me.name);
+        let held = &self.held;
         self.suspects.retain(|known| {
             held.get(&known.index).is_some_and(|claim| claim.statement != known.claim.statement)
         });
-        let judged = |known: &mut Suspect| known.repeated_by.is_some() || known.claim.voucher == *me;
         let mut named = BTreeSet::new();
-        for Suspect { index, claim, repeated_by } in self.suspects.extract_if(.., judged) {
-            if named.insert(claim.voucher) {
-                self.actions.push(match repeated_by {
-                    Some(member) => Action::Ban { member, index },
-                    None => Action::Misled { index },
-                });
-            }
+        for Suspect { index, repeated_by, .. } in
+            self.suspects.extract_if(.., |known| known.repeated_by.is_some())
+        {
+            let Some(member) = repeated_by.filter(|by| named.insert(by.name.clone())) else { continue };
+            let misled = member.name == self.setting.me.name;
+            self.actions.push(if misled { Action::Misled { index } } else { Action::Ban { member, index } });
         }
     }
 

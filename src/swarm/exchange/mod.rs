@@ -98,6 +98,8 @@ pub struct Exchange {
     chain: ChainState,
     ask_sponsor: BTreeSet<u32>,
     suspects: Vec<Suspect>,
+    /// Who has been asked what it stated, and has not answered yet.
+    questioned: BTreeSet<Name>,
     front: u32,
     unclosed: bool,
     auditing: bool,
@@ -149,6 +151,7 @@ impl Exchange {
             chain,
             ask_sponsor: BTreeSet::new(),
             suspects: Vec::new(),
+            questioned: BTreeSet::new(),
             front: 0,
             unclosed: false,
             auditing: false,
@@ -183,6 +186,12 @@ impl Exchange {
         self.peers.get(name).map(|peer| &peer.member)
     }
 
+    /// Whether the tracker does not believe this member.
+    #[must_use]
+    pub fn is_discredited(&self) -> bool {
+        self.discredited
+    }
+
     /// How far apart announcements are to be, at least; nothing in a small swarm.
     #[must_use]
     pub fn pace(&self) -> Duration {
@@ -214,6 +223,7 @@ impl Exchange {
             peer.left(&mut self.holders);
         }
         self.handles.clear();
+        self.discredited = false;
         self.stated.fill(None);
         self.imports = PieceSet::empty(self.layout.count());
         self.pace = Duration::ZERO;

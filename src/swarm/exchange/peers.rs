@@ -129,6 +129,7 @@ impl Exchange {
             good_at: None,
         });
         peer.left(&mut self.holders);
+        peer.is_far = is_far;
         // A new generation is a new start, but for wrong bytes.
         if peer.member.generation != member.generation {
             peer.failures = 0;

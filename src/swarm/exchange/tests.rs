@@ -151,3 +151,118 @@ fn failures_are_forgiven_and_forgotten_and_wrong_bytes_are_not() {
     pull.asks();
     assert!(pull.out_at("lies").is_empty(), "never again");
 }
+
+/// A pull that holds two pieces under the word of "reader", which the tracker then takes back; it reads them again, and
+/// the first is another one. What it asks the suspect, and what becomes of the suspect when the blob is proven.
+fn doubted(said: Option<Statement>, answers_late: bool) -> Vec<Action> {
+    let mut pull = Pull::of(&[("a", vec![0, 1])]);
+    pull.asks();
+    pull.all_end("a", good);
+    pull.exchange.take_actions();
+    let dropped = |voucher: &str| [Event::Dropped { voucher: voucher.to_owned() }];
+    pull.exchange.told(dropped("reader"), pull.now);
+    let asked = |action: &Action| matches!(action, Action::AskStatements { voucher } if voucher == "reader");
+    assert_eq!(pull.exchange.take_actions().iter().filter(|action| asked(action)).count(), 1, "one question");
+
+    let truth = blake3::hash(b"another piece");
+    pull.exchange.read(0, truth, pull.now);
+    pull.exchange.read(1, statement(1), pull.now);
+    let reader = member("reader");
+    let all: Option<Vec<Statement>> = said.map(|said| vec![said; PIECES as usize]);
+    let answer = all.as_ref().map(|all| (&reader, &all[..]));
+    if answers_late {
+        pull.exchange.proven();
+    }
+    pull.exchange.statements("reader", answer);
+    if !answers_late {
+        pull.exchange.proven();
+    }
+    // What was judged is not judged again.
+    pull.exchange.statements("reader", answer);
+    let verdicts = pull.exchange.take_actions().into_iter();
+    verdicts.filter(|action| matches!(action, Action::Ban { .. } | Action::Misled { .. })).collect()
+}
+
+#[test]
+fn who_stated_other_bytes_and_says_so_is_banned_when_the_blob_is_proven() {
+    for answers_late in [false, true] {
+        let banned = vec![Action::Ban { member: member("reader"), index: 0 }];
+        assert_eq!(doubted(Some(statement(0)), answers_late), banned);
+        assert_eq!(doubted(Some(statement(1)), answers_late), [], "what it repeats is true");
+        assert_eq!(doubted(None, answers_late), [], "on nobody's word but its own");
+    }
+}
+
+#[test]
+fn a_member_finds_out_that_it_was_misled() {
+    let mut pull = Pull::of(&[("a", Vec::new())]);
+    let wrong = blake3::hash(b"what its registry gave it");
+    pull.exchange.read(5, wrong, pull.now);
+    pull.exchange.told([Event::Dropped { voucher: "me".to_owned() }], pull.now);
+    let actions = pull.exchange.take_actions();
+    assert!(actions.contains(&Action::Forget { index: 5 }), "{actions:?}");
+    assert!(actions.contains(&Action::AskStatements { voucher: "me".to_owned() }), "{actions:?}");
+    let mut said: Vec<Statement> = (0..PIECES).map(statement).collect();
+    said[5] = wrong;
+    pull.exchange.statements("me", Some((&member("me"), &said)));
+    pull.exchange.read(5, statement(5), pull.now);
+    pull.exchange.proven();
+    assert!(pull.exchange.take_actions().contains(&Action::Misled { index: 5 }));
+}
+
+#[test]
+fn what_waits_on_the_link_between_zones_is_asked_for_twice_only_near_by_or_when_nothing_crosses() {
+    let zoned = |name: &str, zone: &str| Member { zone: Some(zone.to_owned()), ..member(name) };
+    let setting = Setting {
+        digest: crate::oci::Digest::of(Algorithm::Sha256, b"blob"),
+        blob_len: u64::from(PIECES) * PIECE_LEN,
+        me: zoned("me", "here"),
+        reads_origin: true,
+        seed: 7,
+    };
+    let mut exchange = Exchange::new(setting, []);
+    exchange.joined();
+    let now = Instant::now();
+    let stated =
+        |index| Event::Stated(Held { index, statement: statement(index), voucher: "reader".to_owned() });
+    let mut events: Vec<Event> = (0..PIECES).map(stated).collect();
+    for (handle, name) in (1..).zip(["far", "farther"]) {
+        events.push(Event::Joined { handle, member: zoned(name, "there") });
+        events.push(Event::Whole { handle });
+    }
+    events.push(Event::Import(0..2));
+    exchange.told(events, now);
+    let asks = |exchange: &mut Exchange| -> Vec<(Name, u32)> {
+        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
+            Action::Fetch { peer, index, .. } => Some((peer.name, index)),
+            _ => None,
+        });
+        fetches.collect()
+    };
+    let first = asks(&mut exchange);
+    assert_eq!(first.len(), 2, "the import and nothing else: {first:?}");
+    let (moves, waits) = (first[0].clone(), first[1].clone());
+    let half = Duration::from_millis(500);
+    exchange.fetching(&moves.0, moves.1, now + half);
+    exchange.slow(&waits.0, waits.1, now + half);
+    assert_eq!(asks(&mut exchange), []);
+    let silent = |action: &Action| matches!(action, Action::Tell(Report::Silent { .. }));
+    exchange.tick(now + 3 * half);
+    assert!(!exchange.take_actions().iter().any(silent));
+    // Somebody near has got it meanwhile.
+    let near = [
+        Event::Joined { handle: 3, member: zoned("near", "here") },
+        Event::Arrived { handle: 3, pieces: vec![waits.1] },
+    ];
+    exchange.told(near, now + 3 * half);
+    assert_eq!(asks(&mut exchange), [("near".to_owned(), waits.1)]);
+    // Or nothing crosses any more.
+    exchange.told([Event::Gone { handle: 3 }], now + 3 * half);
+    exchange.fetched("near", waits.1, Fetched::Failed, now + 3 * half);
+    exchange.tick(now + 4 * half);
+    assert_eq!(asks(&mut exchange), []);
+    exchange.tick(now + 6 * half);
+    let again = asks(&mut exchange);
+    assert_eq!(again.len(), 1, "{again:?}");
+    assert!(again[0].1 == waits.1 && again[0].0 != waits.0, "{again:?}");
+}

@@ -193,6 +193,11 @@ impl Sim {
         self.nodes.iter().filter(|node| node.convicted.contains(name)).count()
     }
 
+    /// Whether its tracker believed it no more in the end.
+    pub(super) fn is_discredited(&self, number: usize) -> bool {
+        self.nodes[number].exchange.is_discredited()
+    }
+
     /// Whether it knows that it read other bytes than the true ones.
     pub(super) fn knows_that_it_was_misled(&self, number: usize) -> bool {
         self.nodes[number].misled

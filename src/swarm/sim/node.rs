@@ -49,6 +49,8 @@ pub(super) struct Node {
     pub(super) failed: Option<String>,
     pub(super) convicted: BTreeSet<String>,
     pub(super) misled: bool,
+    /// What it stated of pieces that it read itself.
+    pub(super) vouched: BTreeMap<u32, Statement>,
 }
 
 #[derive(Clone)]
@@ -106,6 +108,7 @@ impl Node {
             failed: None,
             convicted: BTreeSet::new(),
             misled: false,
+            vouched: BTreeMap::new(),
         }
     }
 
@@ -177,12 +180,13 @@ impl Sim {
                 Action::Tell(report) => reports.push(report),
                 Action::Forget { index } => drop(node.stored.remove(&index)),
                 Action::Audit { order } => node.audit = Some((order, 0, 0.0)),
-                Action::Confirm { voucher, index, stated } => {
-                    let by = self.by_name[&voucher];
-                    if piece(index, self.lie_of(by)) == stated {
-                        let by = self.nodes[by].exchange.join().from;
-                        self.nodes[number].exchange.confirmed(&by, index);
-                    }
+                Action::AskStatements { voucher } => {
+                    let asked = &self.nodes[self.by_name[&voucher]];
+                    let by = asked.exchange.join().from;
+                    let vouched =
+                        |index| asked.vouched.get(&index).copied().unwrap_or(piece(index, u32::MAX));
+                    let said: Vec<Statement> = (0..self.layout.count()).map(vouched).collect();
+                    self.nodes[number].exchange.statements(&voucher, Some((&by, &said)));
                 }
                 Action::Ban { member, .. } => drop(node.convicted.insert(member.name)),
                 Action::Misled { .. } => node.misled = true,

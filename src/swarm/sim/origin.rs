@@ -55,7 +55,7 @@ impl Sim {
     }
 
     /// Which bytes the origin has for this node.
-    pub(super) fn lie_of(&self, number: usize) -> u32 {
+    fn lie_of(&self, number: usize) -> u32 {
         if self.nodes[number].fault == Fault::LyingReader { number as u32 + 1 } else { 0 }
     }
 
@@ -73,6 +73,7 @@ impl Sim {
             }
             if read.left <= 0.0 {
                 let statement = piece(read.next, lie);
+                node.vouched.entry(read.next).or_insert(statement);
                 node.stored.insert(read.next, statement);
                 node.exchange.read(read.next, statement, now);
                 read.next += 1;

@@ -67,6 +67,11 @@ impl Audit {
         !std::mem::replace(&mut self.deep, true)
     }
 
+    /// Nothing that it says counts any more.
+    pub(super) fn accuser_is_out(&mut self, name: &Name) {
+        self.accusation.take_if(|accusation| accusation.auditor == *name);
+    }
+
     pub(super) fn left(&mut self, handle: Handle) {
         self.running.take_if(|(auditor, _)| *auditor == handle);
     }
@@ -133,7 +138,9 @@ impl Swarm {
     fn auditor_but(&self, out: impl Fn(&Name) -> bool) -> Option<Handle> {
         self.members
             .iter()
-            .filter(|(handle, puller)| self.may_read(**handle) && !out(&puller.member.name))
+            .filter(|(handle, puller)| {
+                self.may_read(**handle) && !puller.discredited && !out(&puller.member.name)
+            })
             .min_by_key(|(handle, puller)| (!puller.unclosed, puller.read, **handle))
             .map(|(&handle, _)| handle)
     }
@@ -183,6 +190,7 @@ impl Swarm {
         self.audit.accusation = None;
         tracing::warn!(member = %name, "swarm: the origin has other bytes for the others than for this member");
         self.distrust(name);
+        self.convicted.insert(name.clone());
         self.drop_vouched(name);
     }
 

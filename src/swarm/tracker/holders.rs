@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 use super::{Puller, REFUSERS, Swarm, zones::ZoneId};
 use crate::{
     piece::PieceSet,
-    swarm::message::{Event, Handle, Held, Join, Name, Report},
+    swarm::message::{Event, Handle, Held, Name},
 };
 
 impl Swarm {
@@ -131,14 +131,14 @@ impl Swarm {
 
     /// `by` got wrong bytes from `handle` three times.
     pub(super) fn refused(&mut self, by: Handle, handle: Handle) {
-        let Some(puller) = self.members.get_mut(&handle) else { return };
+        let Some(puller) = self.members.get_mut(&handle).filter(|puller| !puller.discredited) else { return };
         puller.refused_by.insert(by);
         self.judge(handle);
     }
 
     /// `by` got nothing from `handle`, three times, or heard that it has the blob no more.
     pub(super) fn unheard(&mut self, by: Handle, handle: Handle) {
-        let Some(puller) = self.members.get_mut(&handle) else { return };
+        let Some(puller) = self.members.get_mut(&handle).filter(|puller| !puller.discredited) else { return };
         puller.unheard_by.insert(by);
         self.judge(handle);
     }
@@ -183,11 +183,13 @@ impl Swarm {
 
     /// What it has and says counts no more. What it vouched for and others hold stays, unless the origin convicted it.
     pub(super) fn discredit(&mut self, handle: Handle) {
-        let Some(puller) = self.members.get(&handle) else { return };
-        self.discredited.insert(puller.member.name.clone());
+        let Some(puller) = self.members.get(&handle).filter(|puller| !puller.discredited) else { return };
+        let name = puller.member.name.clone();
+        self.discredited.insert(name.clone());
         if puller.passive {
             return self.remove(handle);
         }
+        self.audit.accuser_is_out(&name);
         self.release_all(handle).into_iter().for_each(|run| self.tell(handle, Event::Revoke(run)));
         self.release_imports(handle);
         self.audit.left(handle);
@@ -197,6 +199,8 @@ impl Swarm {
         puller.discredited = true;
         puller.unclosed = false;
         puller.to_announce = 0;
+        puller.refused_by.clear();
+        puller.unheard_by.clear();
         let was_at = std::mem::replace(&mut puller.zone, everywhere);
         let had = std::mem::replace(&mut puller.have, PieceSet::empty(count));
         let heard_by = std::mem::take(&mut puller.heard_by);
@@ -207,41 +211,6 @@ impl Swarm {
         self.zone_grows(everywhere);
         self.forget_member(handle, &BTreeSet::new(), &heard_by);
         self.tell(handle, Event::Discredited);
-    }
-
-    /// A discredited member comes, or comes back. What it reads, it reads for itself.
-    pub(super) fn take_in_discredited(&mut self, handle: Handle, join: &Join, now: Instant) -> Handle {
-        self.puller(handle).whole = join.whole;
-        self.polled.remove(&join.from.name);
-        self.welcome(handle);
-        self.tell(handle, Event::Discredited);
-        self.settle(now);
-        handle
-    }
-
-    pub(super) fn hear_discredited(&mut self, handle: Handle, report: Report) {
-        match report {
-            Report::Whole => self.puller(handle).whole = true,
-            Report::Unclosed => self.puller(handle).unclosed = true,
-            Report::Content(bytes) => self.learn(bytes),
-            Report::Held(_)
-            | Report::Reading { .. }
-            | Report::Returned { .. }
-            | Report::Verdict(_)
-            | Report::Lost { .. }
-            | Report::Refused { .. }
-            | Report::Waiting { .. }
-            | Report::Silent { .. } => {}
-        }
-    }
-
-    /// Where only discredited members are left, nobody reads for them.
-    pub(super) fn dismiss_discredited(&mut self) {
-        let waits = |puller: &Puller| puller.discredited && !puller.whole;
-        if self.members.values().all(|puller| puller.discredited) {
-            let waiting = self.members.iter().filter(|(_, puller)| waits(puller));
-            waiting.map(|(&handle, _)| handle).collect::<Vec<_>>().into_iter().for_each(|h| self.remove(h));
-        }
     }
 
     /// Everything that `voucher` stated is forgotten, whoever holds it, except by those who proved the blob.

@@ -74,7 +74,8 @@ impl Swarm {
     /// A lease of the tracker before this one goes on.
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
         let free = run.clone().all(|index| self.is_free(index));
-        if free {
+        let is_leech = self.puller(reader).is_leech();
+        if free && !(is_leech && self.others_can_read()) {
             self.origin.feed.take(reader, run.clone(), now);
         } else {
             self.tell(reader, Event::Revoke(run.clone()));
@@ -131,6 +132,14 @@ impl Swarm {
     }
 
     /// The runs that it was reading.
+    /// The origin gives this leech nothing, which says nothing of what it gives to others.
+    pub(super) fn reads_no_more(&mut self, reader: Handle, run: &Run) {
+        if self.origin.feed.has(reader, run) {
+            self.origin.feed.release(|lease| lease.reader == reader);
+            self.puller(reader).reads_origin = false;
+        }
+    }
+
     pub(super) fn release_all(&mut self, reader: Handle) -> Vec<Run> {
         self.origin.refused.remove(&reader);
         let released = self.origin.feed.release(|lease| lease.reader == reader);
@@ -145,6 +154,12 @@ impl Swarm {
             self.origin.refused.clear();
         }
         let (pieces, members) = (&self.pieces, &self.members);
+        let of_leech = |lease: &Lease| members.get(&lease.reader).is_some_and(Puller::is_leech);
+        if self.origin.feed.leases().iter().any(of_leech) && self.others_can_read() {
+            for lease in self.origin.feed.release(of_leech) {
+                self.events.push((lease.reader, Event::Revoke(lease.run)));
+            }
+        }
         let is_over =
             |lease: &Lease| !lease.run.clone().any(|index| lacks(pieces, members, lease.reader, index));
         for lease in self.origin.feed.release(is_over) {
@@ -256,14 +271,17 @@ impl Swarm {
     }
 
     pub(super) fn may_read(&self, handle: Handle) -> bool {
+        self.could_read(handle) && self.members[&handle].to_announce == 0
+    }
+
+    /// Once it has announced what it holds.
+    fn could_read(&self, handle: Handle) -> bool {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
                 puller.reads_origin
-                    && !puller.discredited
                     && !puller.whole
                     && !puller.passive
-                    && puller.to_announce == 0
                     && !(puller.is_leech() && self.others_can_read())
             })
     }
@@ -277,16 +295,24 @@ impl Swarm {
     /// Pieces are missing, nobody reads and nobody can: the pullers are told.
     pub(super) fn give_up_if_stuck(&mut self, now: Instant) {
         let missing = self.pieces.iter().any(|piece| piece.holders == 0);
-        let coming =
-            !self.origin.feed.leases().is_empty() || self.members.values().any(|p| p.to_announce > 0);
-        let hope = self.origin.failures < FAILURES_MAX && self.members.keys().any(|h| self.may_read(*h));
-        if !missing || self.content.is_some() || coming || (hope && self.origin.failed_at.is_none()) {
+        let gives = |handle: &Handle| self.members.get(handle).is_some_and(|puller| !puller.is_leech());
+        let coming = self.origin.feed.leases().iter().any(|lease| gives(&lease.reader))
+            || self.members.values().any(|p| p.to_announce > 0 && !p.is_leech());
+        let mut able = self.members.keys().filter(|handle| self.could_read(**handle));
+        let reads = self.origin.failures < FAILURES_MAX && self.origin.failed_at.is_none();
+        let (by_others, by_leeches) = (reads && able.clone().any(gives), reads && able.any(|h| !gives(h)));
+        if !missing || self.content.is_some() || coming || by_others {
             return;
         }
         let reason = self.origin.reason.clone().unwrap_or_else(|| "no_origin".to_owned());
-        let fresh = self.origin.failed_at.is_none();
-        self.origin.failed_at.get_or_insert(now);
-        for handle in self.members.iter().filter(|(_, p)| !p.whole).map(|(&h, _)| h).collect::<Vec<_>>() {
+        let fresh = self.origin.failed_at.is_none() && !by_leeches;
+        if !by_leeches {
+            self.origin.failed_at.get_or_insert(now);
+        }
+        let waits = |(&handle, puller): (&Handle, &Puller)| {
+            (!puller.whole && !(by_leeches && self.could_read(handle))).then_some(handle)
+        };
+        for handle in self.members.iter().filter_map(waits).collect::<Vec<_>>() {
             let told = &mut self.puller(handle).told_failed;
             if fresh || !*told {
                 *told = true;

@@ -9,13 +9,13 @@
 //! discredited, no longer holds; a piece without a holder is free again and its statement forgotten. What a leech
 //! has is with nobody, since nobody gets it from there; nor does it count what a whole member has that gives nothing.
 //!
-//! Who gave wrong bytes or none, or read wrong ones, is *discredited*: it keeps its seat and takes what others have, as
-//! a leech does, but nobody hears of it and nothing that it says counts. It may have been wronged by its registry, its
-//! memory or its firewall, and would otherwise read all of the blob for itself. A crowd of such members alone is sent
-//! away: each reads for itself.
+//! Who gave wrong bytes or none, or read wrong ones, is *discredited*: a leech that nobody hears of, and whose word about
+//! others does not count. It may have been wronged by its registry, its memory or its firewall, and would otherwise read
+//! all of the blob for itself. What a leech reads comes to nobody else, so it reads only where nobody else can, and
+//! nobody waits for it.
 //!
 //! Invariants: a piece is in one lease at most; a held piece has a statement unless only whole members hold it;
-//! a discredited member holds and reads nothing; a convicted name is no voucher.
+//! a discredited member holds nothing; a convicted name is no voucher.
 
 mod audit;
 mod feed;
@@ -218,19 +218,21 @@ impl Swarm {
         let handle = self.add(join.from.clone(), now);
         let puller = self.members.get_mut(&handle).expect("just added");
         puller.passive = false;
-        if puller.discredited {
-            return Ok(self.take_in_discredited(handle, join, now));
-        }
         puller.reads_origin = join.reads_origin;
         puller.to_announce = join.held;
         if join.held == 0 {
             self.polled.remove(&join.from.name);
         }
+        let discredited = puller.discredited;
+        if discredited {
+            self.tell(handle, Event::Discredited);
+        } else {
+            self.origin.joined(join.reads_origin);
+        }
         self.welcome(handle);
         if join.whole {
             self.whole(handle);
         }
-        self.origin.joined(join.reads_origin);
         for run in &join.reading {
             self.resume_lease(handle, run, now);
         }
@@ -238,13 +240,12 @@ impl Swarm {
         Ok(handle)
     }
 
-    /// The caller has proof that this member stated wrong bytes: whenever it comes, it is discredited.
+    /// The caller has proof that this member stated wrong bytes: it is discredited here, or will be when it comes.
     pub fn distrust(&mut self, name: &Name) {
         if let Some(handle) = self.handle_of(name) {
             self.discredit(handle);
         }
         self.discredited.insert(name.clone());
-        self.convicted.insert(name.clone());
     }
 
     /// A puller says something; a handle that has left is ignored.
@@ -260,10 +261,12 @@ impl Swarm {
     }
 
     fn report(&mut self, handle: Handle, report: Report, now: Instant) {
-        if self.puller(handle).discredited {
-            return self.hear_discredited(handle, report);
-        }
+        let discredited = self.puller(handle).discredited;
         match report {
+            // Its word about others, and about the registry, does not count.
+            Report::Unclosed | Report::Verdict(_) | Report::Refused { .. } | Report::Silent { .. }
+                if discredited => {}
+            Report::Returned { run, .. } if discredited => self.reads_no_more(handle, &run),
             Report::Held(held) => self.held(handle, held, now),
             Report::Reading { start } => {
                 self.progress(handle, start, now);
@@ -392,7 +395,6 @@ impl Swarm {
             }
             if self.polled.is_empty() {
                 self.give_up_if_stuck(now);
-                self.dismiss_discredited();
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What becomes of a member that nobody believes.
 
 use super::*;
+use crate::swarm::message::Run;
 
 const BLOB_LEN: u64 = 4 << 20;
 
@@ -33,12 +34,45 @@ fn told(swarm: &mut Swarm, handle: Handle) -> Vec<Event> {
     events.filter(|(to, _)| *to == handle).map(|(_, event)| event).collect()
 }
 
+fn leases(events: &[Event]) -> Vec<Run> {
+    let lease = |event: &Event| if let Event::Lease(run) = event { Some(run.clone()) } else { None };
+    events.iter().filter_map(lease).collect()
+}
+
+fn held(index: u32, voucher: &str) -> Report {
+    let statement = blake3::hash(&index.to_le_bytes());
+    Report::Held(Held { index, statement, voucher: voucher.to_owned() })
+}
+
 #[test]
-fn a_banned_member_that_nobody_can_serve_is_sent_away() {
+fn a_banned_member_reads_where_nobody_else_can_and_nobody_waits_for_it() {
     let now = Instant::now();
     let mut swarm = swarm(now);
     let banned = swarm.join(&join("banned"), now).unwrap();
-    assert!(!swarm.has(banned), "it reads for itself, where it tracks itself");
+    let events = told(&mut swarm, banned);
+    assert_eq!(events[0], Event::Discredited);
+    let first = leases(&events);
+    assert!(!first.is_empty() && !events.iter().any(|event| matches!(event, Event::OriginFailed { .. })));
+    // One that cannot read is told so at once, however long the other reads.
+    let poor = swarm.join(&Join { reads_origin: false, ..join("poor") }, now).unwrap();
+    swarm.reports(banned, [Report::Reading { start: first[0].start }], now);
+    assert!(told(&mut swarm, poor).iter().any(|event| matches!(event, Event::OriginFailed { .. })));
+    // One that can takes over.
+    let sound = swarm.join(&join("sound"), now).unwrap();
+    let all = swarm.take_events();
+    assert!(all.contains(&(banned, Event::Revoke(first[0].clone()))), "{all:?}");
+    assert!(all.iter().any(|(to, event)| *to == sound && matches!(event, Event::Lease(_))), "{all:?}");
+    // Left alone by its registry as well, it hears that nobody reads.
+    swarm.leave(sound, now);
+    swarm.leave(poor, now);
+    for run in leases(&told(&mut swarm, banned)) {
+        let failure = super::super::message::Failure::Later { retry_after: Duration::from_secs(60) };
+        swarm.reports(banned, [Report::Returned { run, failure, reason: "busy".to_owned() }], now);
+    }
+    assert!(told(&mut swarm, banned).iter().any(|event| matches!(event, Event::OriginFailed { .. })));
+    // Nobody else has to wait for what the registry told it.
+    let next = swarm.join(&join("next"), now).unwrap();
+    assert!(!leases(&told(&mut swarm, next)).is_empty());
 }
 
 #[test]
@@ -52,10 +86,6 @@ fn a_banned_member_takes_and_is_not_heard() {
     assert!(events.contains(&Event::Discredited) && events.iter().all(|e| !matches!(e, Event::Lease(_))));
     assert!(events.contains(&Event::Joined { handle: sound, member: member("sound") }));
 
-    let held = |index: u32, voucher: &str| {
-        let statement = blake3::hash(&index.to_le_bytes());
-        Report::Held(Held { index, statement, voucher: voucher.to_owned() })
-    };
     let lies = [held(3, "banned"), Report::Refused { handle: sound }, Report::Unclosed];
     swarm.reports(banned, lies, now);
     swarm.reports(sound, [held(0, "sound"), held(1, "banned")], now);
@@ -64,14 +94,11 @@ fn a_banned_member_takes_and_is_not_heard() {
         |event: &&Event| matches!(event, Event::Joined { .. } | Event::Arrived { .. } | Event::Audit { .. });
     assert_eq!(events.iter().filter(of_banned).count(), 0, "{events:?}");
     assert!(events.iter().any(|event| matches!(event, Event::Lease(_))), "the reader reads on: {events:?}");
-    // What it vouched for is nobody's; what others hold, it hears of.
-    swarm.join(&join("third"), now).unwrap();
-    let stated: Vec<(Handle, Event)> = swarm.take_events();
-    let indices = stated.iter().filter_map(|(_, event)| match event {
-        Event::Stated(held) => Some(held.index),
-        _ => None,
-    });
-    assert!(indices.eq([0]), "{stated:?}");
+    // What it had vouched for before is with whoever holds it.
+    let third = swarm.join(&join("third"), now).unwrap();
+    let events = told(&mut swarm, third);
+    assert!(events.contains(&Event::Arrived { handle: sound, pieces: vec![0, 1] }), "{events:?}");
+    assert!(!events.iter().any(|event| matches!(event, Event::Joined { handle, .. } if *handle == banned)));
 }
 
 #[test]
@@ -79,9 +106,6 @@ fn who_is_discredited_gives_its_leases_back_and_stays() {
     let now = Instant::now();
     let mut swarm = Swarm::new(BLOB_LEN, [], now);
     let [liar, one, other] = ["liar", "one", "other"].map(|name| swarm.join(&join(name), now).unwrap());
-    let leases = |events: &[Event]| -> Vec<Run> {
-        events.iter().filter_map(|e| if let Event::Lease(run) = e { Some(run.clone()) } else { None }).collect()
-    };
     let given = leases(&told(&mut swarm, liar));
     assert!(!given.is_empty());
     swarm.reports(one, [Report::Refused { handle: liar }], now);
@@ -97,9 +121,13 @@ fn who_is_discredited_gives_its_leases_back_and_stays() {
     assert!(of(liar).contains(&Event::Discredited) && of(one).contains(&Event::Gone { handle: liar }));
     assert!(swarm.has(liar) && leases(&of(liar)).is_empty());
     assert!(!leases(&of(one)).is_empty() || !leases(&of(other)).is_empty(), "others read it: {all:?}");
-    // With the last of the others it goes too.
+    // It is told once, and no more of it is said.
+    swarm.tick(now);
+    swarm.reports(other, [Report::Refused { handle: liar }], now);
+    assert!(!told(&mut swarm, liar).contains(&Event::Discredited));
+    // With the last of the others gone, it reads for itself.
     swarm.leave(one, now);
-    assert!(swarm.has(liar));
+    assert!(leases(&told(&mut swarm, liar)).is_empty());
     swarm.leave(other, now);
-    assert!(!swarm.has(liar));
+    assert!(!leases(&told(&mut swarm, liar)).is_empty());
 }
