@@ -62,6 +62,7 @@ pub(super) struct Session {
     over: bool,
     /// A tracker has discredited this node, and it was told to the operator.
     warned: bool,
+    ticked_at: Instant,
     /// When a piece last came, or the line was opened.
     fed_at: Instant,
     /// It has had enough of others' trackers.
@@ -111,6 +112,7 @@ impl Session {
             released: false,
             over: false,
             warned: false,
+            ticked_at: Instant::now(),
             fed_at: Instant::now(),
             on_its_own: false,
         }
@@ -308,6 +310,12 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant) {
+        // While this node did not get to listen, nobody was silent.
+        let late = now.duration_since(self.ticked_at).saturating_sub(TICK);
+        self.ticked_at = now;
+        if let Some(line) = &mut self.line {
+            line.heard_at += late;
+        }
         let held = *self.flight.handles.borrow() > 0;
         if self.proven && !held && !self.released {
             self.released = true;
@@ -423,23 +431,22 @@ impl Session {
         line.heard_at = now;
         let mut banned = Vec::new();
         for event in &events {
-            match event {
-                Event::Joined { member, .. } if self.shared.trackers.is_banned(member) => {
-                    banned.push(member.name.clone());
-                }
-                Event::Discredited if !self.warned => {
-                    self.warned = true;
-                    tracing::warn!(
-                        digest = %self.flight.want.digest, tracker = %line.tracker.name,
-                        "the tracker does not count on this node any more, and says why in its log: this node takes the \
-                         blob from others, and reads it from the registry where nobody else can"
-                    );
-                }
-                _ => {}
+            if let Event::Joined { member, .. } = event
+                && self.shared.trackers.is_banned(member)
+            {
+                banned.push(member.name.clone());
             }
         }
+        let tracker = line.tracker.name.clone();
         self.exchange.told(events, now);
         banned.iter().for_each(|name| self.exchange.ban(name));
+        if self.exchange.is_discredited() && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                digest = %self.flight.want.digest, %tracker,
+                "the tracker does not count on this node any more, and says why in its log: this node takes the blob from \
+                 others, and reads it from the registry where nobody else can"
+            );
+        }
     }
 
     fn say(&mut self, reports: Vec<Report>, now: Instant) {

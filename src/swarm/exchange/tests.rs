@@ -233,11 +233,10 @@ fn what_waits_on_the_link_between_zones_is_asked_for_twice_only_near_by_or_when_
     events.push(Event::Import(0..2));
     exchange.told(events, now);
     let asks = |exchange: &mut Exchange| -> Vec<(Name, u32)> {
-        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
-            Action::Fetch { peer, index, .. } => Some((peer.name, index)),
-            _ => None,
-        });
-        fetches.collect()
+        let fetch = |action| {
+            if let Action::Fetch { peer, index, .. } = action { Some((peer.name, index)) } else { None }
+        };
+        exchange.take_actions().into_iter().filter_map(fetch).collect()
     };
     let first = asks(&mut exchange);
     assert_eq!(first.len(), 2, "the import and nothing else: {first:?}");

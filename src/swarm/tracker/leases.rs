@@ -279,10 +279,8 @@ impl Swarm {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
-                puller.reads_origin
-                    && !puller.whole
-                    && !puller.passive
-                    && !(puller.is_leech() && self.others_can_read())
+                let may = !puller.is_leech() || !self.others_can_read();
+                puller.reads_origin && !puller.whole && !puller.passive && may
             })
     }
 
@@ -310,7 +308,8 @@ impl Swarm {
             self.origin.failed_at.get_or_insert(now);
         }
         let waits = |(&handle, puller): (&Handle, &Puller)| {
-            (!puller.whole && !(by_leeches && self.could_read(handle))).then_some(handle)
+            let reads_itself = by_leeches && self.could_read(handle);
+            (!puller.whole && !reads_itself).then_some(handle)
         };
         for handle in self.members.iter().filter_map(waits).collect::<Vec<_>>() {
             let told = &mut self.puller(handle).told_failed;
