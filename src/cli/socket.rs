@@ -17,8 +17,13 @@ pub(super) async fn request(
     path: &str,
 ) -> anyhow::Result<Response<Incoming>> {
     let socket = settings.path("node.run_dir").unwrap_or_default().join("admin.sock");
-    let stream = UnixStream::connect(&socket).await.with_context(|| {
-        format!("no daemon answers at {}; is `flotilla serve` running?", socket.display())
+    let stream = UnixStream::connect(&socket).await;
+    let stream = stream.map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "is only root's",
+            _ => "is no daemon's; is `flotilla serve` running?",
+        };
+        anyhow::Error::new(error).context(format!("{} {why}", socket.display()))
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()

@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt as _, future::select_ok};
@@ -43,6 +43,8 @@ const NEXT: usize = 8;
 #[derive(Default)]
 pub(super) struct Knocks {
     under_way: Mutex<HashMap<String, Knock>>,
+    /// When each member last answered anything: as many as the mesh has had.
+    heard_at: Mutex<HashMap<String, Instant>>,
 }
 
 struct Knock {
@@ -61,11 +63,16 @@ impl Knocks {
 
     /// `name` answered something. `true` if it was believed silent.
     pub(super) fn heard(&self, name: &str) -> bool {
+        self.heard_at.lock().insert(name.to_owned(), Instant::now());
         let mut under_way = self.under_way.lock();
         under_way.get_mut(name).is_some_and(|knock| {
             knock.heard = true;
             std::mem::take(&mut knock.silent)
         })
+    }
+
+    pub(super) fn heard_at(&self, name: &str) -> Option<Instant> {
+        self.heard_at.lock().get(name).copied()
     }
 
     /// `false` if somebody knocks there already.

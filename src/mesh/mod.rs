@@ -242,6 +242,12 @@ impl Mesh {
         self.shared.heard_from(name);
     }
 
+    /// When a member last answered anything, on whichever connection.
+    #[must_use]
+    pub fn heard_at(&self, name: &str) -> Option<Instant> {
+        self.shared.knocks.heard_at(name)
+    }
+
     /// The channel for small requests to a member: HTTP/2, kept, dialed again by itself. The certificate
     /// names `to.name`.
     pub async fn control(&self, to: &Member) -> Result<Channel, ConnectError> {

@@ -16,7 +16,7 @@ use super::{
     flight::{Flight, News},
     hands::Hands,
     metrics,
-    track::{Dialer, Line, SILENCE_MAX},
+    track::{Dialer, Line, SILENCE_MAX, SILENCE_OF_ONE_MAX},
 };
 use crate::{
     mesh::Member,
@@ -62,7 +62,6 @@ pub(super) struct Session {
     over: bool,
     /// A tracker has discredited this node, and it was told to the operator.
     warned: bool,
-    ticked_at: Instant,
     /// When a piece last came, or the line was opened.
     fed_at: Instant,
     /// It has had enough of others' trackers.
@@ -112,7 +111,6 @@ impl Session {
             released: false,
             over: false,
             warned: false,
-            ticked_at: Instant::now(),
             fed_at: Instant::now(),
             on_its_own: false,
         }
@@ -310,12 +308,6 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant) {
-        // While this node did not get to listen, nobody was silent.
-        let late = now.duration_since(self.ticked_at).saturating_sub(TICK);
-        self.ticked_at = now;
-        if let Some(line) = &mut self.line {
-            line.heard_at += late;
-        }
         let held = *self.flight.handles.borrow() > 0;
         if self.proven && !held && !self.released {
             self.released = true;
@@ -329,7 +321,13 @@ impl Session {
             let digest = self.flight.want.digest.clone();
             return self.end(Err(PullError::Forgotten { digest }));
         }
-        let silent = |line: &Line| now.duration_since(line.heard_at) > SILENCE_MAX;
+        let lives = |name: &str| {
+            self.shared.mesh.heard_at(name).is_some_and(|at| now.duration_since(at) < SILENCE_MAX)
+        };
+        let silent = |line: &Line| {
+            let most = if lives(&line.tracker.name) { SILENCE_OF_ONE_MAX } else { SILENCE_MAX };
+            now.duration_since(line.heard_at) > most
+        };
         if let Some(line) = self.line.take_if(|line| silent(line)) {
             tracing::info!(digest = %self.flight.want.digest, tracker = %line.tracker.name, "the tracker is silent");
             self.shared.mesh.failed(&line.tracker.name);

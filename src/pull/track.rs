@@ -23,6 +23,9 @@ const OUTBOX_MAX: usize = 256;
 const JOIN_MAX: Duration = Duration::from_secs(1);
 /// A tracker says something five times a second; two missed and the next in rank takes over.
 pub(super) const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// But for one that answers otherwise: on a full link one connection of many may stand still for as long as two lost packets
+/// of its own take.
+pub(super) const SILENCE_OF_ONE_MAX: Duration = Duration::from_secs(3);
 /// A third of what makes a tracker give up a puller.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 

@@ -75,7 +75,7 @@ fn the_service_starts_before_containerd_and_always_again() {
     let service = unit("flotilla.service");
     assert_eq!(setting(&service, "Type"), "notify");
     assert_eq!(setting(&service, "Before"), "containerd.service");
-    assert_eq!(setting(&service, "WantedBy"), "containerd.service");
+    assert_eq!(setting(&service, "WantedBy"), "containerd.service multi-user.target");
     assert_eq!(setting(&service, "Restart"), "always");
     let socket = unit("flotilla.socket");
     assert_eq!(setting(&socket, "ListenStream"), "/run/flotilla/snapshots.sock");

@@ -219,10 +219,11 @@ fn with_flotilla(path: &Path, before: Option<&str>, node: &Node, drop_in: &Path)
     }
     let version = version_of(&document);
     if version < 2 {
-        bail!(
-            "{} is of version {version}, which containerd 1.6 deprecated; `containerd config migrate` makes it version 2",
-            path.display()
-        );
+        let mend = match node.version.major {
+            ..2 => "begin it with `version = 2`, and name its sections as `containerd config default` does",
+            2.. => "`containerd config migrate` makes a newer one of it",
+        };
+        bail!("{} is of version {version}, which containerd 1.6 deprecated; {mend}", path.display());
     }
     if node.version.major < 2 && node.snapshotter {
         let cri = table(&mut document, &CRI_1)?;
@@ -702,7 +703,12 @@ version = 2
     #[test]
     fn settings_that_cannot_be_read_are_left_alone() {
         let (_dir, config) = machine(Some("version = 1\n"));
-        assert!(install(&config, &node("1.6.20")).unwrap_err().to_string().contains("config migrate"));
+        assert!(
+            install(&config, &node("1.6.20"))
+                .unwrap_err()
+                .to_string()
+                .contains("begin it with `version = 2`")
+        );
         let (_dir, config) = machine(Some("[broken"));
         assert!(install(&config, &node("1.6.20")).unwrap_err().to_string().contains("is not TOML"));
     }

@@ -63,6 +63,9 @@ struct Targets {
     /// Where Podman and CRI-O read settings of registries.
     #[arg(long, default_value = REGISTRIES_DIR, value_name = "DIR")]
     registries_dir: PathBuf,
+    /// Registries that Podman and CRI-O pull by the mirror. What is uninstalled is uninstalled for all.
+    #[arg(long, default_value = "docker.io", value_delimiter = ',', value_name = "HOST", value_parser = registry)]
+    registries: Vec<String>,
     /// Show what would change, change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -72,6 +75,17 @@ struct Targets {
     /// Do not restart containerd, do not ask.
     #[arg(long)]
     no_restart: bool,
+}
+
+/// Podman refuses every pull when it finds a name that cannot be in one of its files.
+fn registry(text: &str) -> Result<String, String> {
+    let is_part = |part: &str| {
+        !part.is_empty() && part.chars().all(|char| char.is_ascii_alphanumeric() || "-._:[]*".contains(char))
+    };
+    match text.split('/').all(is_part) {
+        true => Ok(text.to_owned()),
+        false => Err("name it as its images' names begin: a host, and its port if it has one".to_owned()),
+    }
 }
 
 impl Targets {
@@ -95,9 +109,6 @@ pub(super) struct InstallArgs {
     /// containerd's version, where `containerd --version` cannot be run.
     #[arg(long, value_name = "VERSION")]
     containerd_version: Option<String>,
-    /// Registries that Podman and CRI-O pull by the mirror.
-    #[arg(long, default_value = "docker.io", value_delimiter = ',', value_name = "HOST")]
-    registries: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,7 +149,8 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
     }
     if args.targets.of_containers() {
         let mirror = fixed_mirror_url(settings)?;
-        let (change, notes) = containers::install(&args.targets.registries_dir, &args.registries, &mirror)?;
+        let (change, notes) =
+            containers::install(&args.targets.registries_dir, &args.targets.registries, &mirror)?;
         for note in notes {
             writeln!(out, "{note}")?;
         }

@@ -493,7 +493,10 @@ impl Exchange {
         let Some(reason) = self.origin_failed.clone() else { return };
         let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
         let waits_for_chain = self.chain == ChainState::Asked;
-        let hopeless = self.unclosed || self.have.missing().any(|index| !self.is_with_somebody(index, now));
+        // What somebody has comes here first: it is there when the pull is taken up again, or another one's.
+        let coming =
+            self.have.is_full() || self.have.missing().any(|index| self.is_with_somebody(index, now));
+        let hopeless = self.unclosed || !coming;
         if !busy && !waits_for_chain && hopeless {
             self.fail(reason);
         }
