@@ -19,10 +19,8 @@ pub(super) async fn request(
     let socket = settings.path("node.run_dir").unwrap_or_default().join("admin.sock");
     let stream = UnixStream::connect(&socket).await;
     let stream = stream.map_err(|error| {
-        let why = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => "is only root's",
-            _ => "is no daemon's; is `flotilla serve` running?",
-        };
+        let is_kept_out = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let why = if is_kept_out { "is root's alone" } else { "has no daemon; is `flotilla serve` running?" };
         anyhow::Error::new(error).context(format!("{} {why}", socket.display()))
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
