@@ -30,9 +30,11 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_millis(100);
-/// A pull whose tracker does not listen to it goes on alone when no piece has come for so long: what it cannot say may be
-/// that nobody reaches it, or that what it was given does not fit together.
+/// A pull leaves a tracker that does not listen to it when no byte has come for so long: what it cannot say may be that it
+/// reaches nobody, or that what it was given does not fit together.
 const STARVED_AFTER: Duration = Duration::from_secs(5);
+/// Trackers that it leaves before it fails: the one that discredited it, its own, and one more.
+const LEFT_MAX: usize = 3;
 /// A tracker that failed is passed over for so long, unless nobody else is left.
 const AVOIDED_FOR: Duration = Duration::from_secs(5);
 
@@ -64,8 +66,8 @@ pub(super) struct Session {
     warned: bool,
     /// When a piece last came, or the line was opened.
     fed_at: Instant,
-    /// It has had enough of others' trackers.
-    on_its_own: bool,
+    /// Trackers that did not listen, and whose swarms gave nothing.
+    left: Vec<String>,
 }
 
 impl Session {
@@ -112,7 +114,7 @@ impl Session {
             over: false,
             warned: false,
             fed_at: Instant::now(),
-            on_its_own: false,
+            left: Vec::new(),
         }
     }
 
@@ -166,7 +168,10 @@ impl Session {
             }
             News::Referred { index, to } => exchange.referred(index, to),
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
-            News::Fetching { peer, index } => exchange.fetching(&peer, index, now),
+            News::Fetching { peer, index } => {
+                self.fed_at = now;
+                exchange.fetching(&peer, index, now);
+            }
             News::Chain { sponsor, chain, unfit } => {
                 self.chain = chain;
                 exchange.chain_checked(&sponsor, unfit, now);
@@ -177,8 +182,14 @@ impl Session {
                 self.count("origin", index, len, now);
             }
             News::ReadWrong => exchange.read_wrong(now),
-            News::Reading(index) => exchange.reading(index),
-            News::AwaitsTurn(index) => exchange.awaits_turn(index),
+            News::Reading(index) => {
+                self.fed_at = now;
+                exchange.reading(index);
+            }
+            News::AwaitsTurn(index) => {
+                self.fed_at = now;
+                exchange.awaits_turn(index);
+            }
             News::ReadEnded { run, failure } => {
                 self.reads.remove(&run.start);
                 exchange.read_ended(&run, failure, now);
@@ -333,8 +344,9 @@ impl Session {
             self.shared.mesh.failed(&line.tracker.name);
             self.line_lost(line.number, &line.tracker.name, now);
         }
-        if self.exchange.is_discredited() && !self.proven && now.duration_since(self.fed_at) > STARVED_AFTER {
-            self.go_on_alone();
+        let is_starved = now.duration_since(self.fed_at) > STARVED_AFTER || self.exchange.is_abandoned();
+        if self.exchange.is_at_mercy() && is_starved {
+            self.leave_tracker();
         }
         if std::mem::take(&mut self.redial) {
             self.dial();
@@ -359,25 +371,27 @@ impl Session {
 
 /// The line to the tracker.
 impl Session {
-    /// Nothing comes, and the tracker does not listen to that either.
-    fn go_on_alone(&mut self) {
-        let digest = &self.flight.want.digest;
-        if std::mem::replace(&mut self.on_its_own, true) {
+    /// Nothing comes, and the tracker does not listen to that either: this node tracks the pull itself, or, if it was that
+    /// one, the next in rank does.
+    fn leave_tracker(&mut self) {
+        let Some(line) = &self.line else { return };
+        let (digest, tracker) = (&self.flight.want.digest, line.tracker.name.clone());
+        tracing::warn!(%digest, %tracker, "nothing comes where this node does not count: the pull goes on elsewhere");
+        self.left.push(tracker);
+        if self.left.len() >= LEFT_MAX {
             return self.fail("discredited".to_owned());
         }
-        tracing::warn!(%digest, "nothing came for {STARVED_AFTER:?} where this node does not count: it goes on alone");
-        self.fed_at = Instant::now();
         self.dial();
     }
 
-    /// The first in the digest's rank that has not just failed; this node if nobody is left.
+    /// The first in the digest's rank that has not just failed; this node if nobody is left, or one did not listen.
     fn tracker(&self) -> Member {
-        if self.on_its_own {
+        if !self.left.is_empty() && !self.left.contains(&self.me.name) {
             return self.me.clone();
         }
         let rank = self.shared.mesh.rank(&self.flight.want.digest);
         rank.into_iter()
-            .find(|member| !self.avoided.contains_key(&member.name))
+            .find(|member| !self.avoided.contains_key(&member.name) && !self.left.contains(&member.name))
             .unwrap_or_else(|| self.me.clone())
     }
 
@@ -439,6 +453,7 @@ impl Session {
         self.exchange.told(events, now);
         banned.iter().for_each(|name| self.exchange.ban(name));
         if self.exchange.is_discredited() && !std::mem::replace(&mut self.warned, true) {
+            self.fed_at = now;
             tracing::warn!(
                 digest = %self.flight.want.digest, %tracker,
                 "the tracker does not count on this node any more, and says why in its log: this node takes the blob from \

@@ -39,6 +39,9 @@ struct Claim {
     voucher: Name,
 }
 
+/// A pull whose origin failed waits so long for a next piece from members that say that they have some.
+const HOPE_MAX: Duration = Duration::from_secs(30);
+
 /// What somebody vouched for, and the origin or a chain contradicts; proof tells who was right.
 struct Suspect {
     index: u32,
@@ -106,6 +109,10 @@ pub struct Exchange {
     /// The tracker does not listen to this node.
     discredited: bool,
     origin_failed: Option<String>,
+    /// The tracker does not listen, and has nobody who gives more.
+    abandoned: bool,
+    /// Since when a pull whose origin failed has waited for what others have.
+    hopes_since: Option<Instant>,
     proven: bool,
     failed: bool,
     piece_time: Duration,
@@ -157,6 +164,8 @@ impl Exchange {
             auditing: false,
             discredited: false,
             origin_failed: None,
+            abandoned: false,
+            hopes_since: None,
             proven: false,
             failed: false,
             piece_time: Duration::from_millis(100),
@@ -190,6 +199,18 @@ impl Exchange {
     #[must_use]
     pub fn is_discredited(&self) -> bool {
         self.discredited
+    }
+
+    /// Whether it needs something of a swarm whose tracker does not listen to it.
+    #[must_use]
+    pub fn is_at_mercy(&self) -> bool {
+        self.discredited && !self.proven && (self.unclosed || !self.have.is_full())
+    }
+
+    /// Whether that swarm has nobody who gives it more.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// How far apart announcements are to be, at least; nothing in a small swarm.
@@ -228,6 +249,8 @@ impl Exchange {
         self.imports = PieceSet::empty(self.layout.count());
         self.pace = Duration::ZERO;
         self.origin_failed = None;
+        self.abandoned = false;
+        self.hopes_since = None;
         if self.proven {
             return;
         }
@@ -262,6 +285,7 @@ impl Exchange {
             Event::Whole { handle } => self.peer_whole(handle),
             Event::PieceLost { handle, index } => self.peer_lost(handle, index),
             Event::Lease(run) => {
+                self.origin_failed = None;
                 self.leases.push(run.clone());
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::ReadOrigin { run });
@@ -333,7 +357,10 @@ impl Exchange {
         let outcome = if referred && outcome == Fetched::Absent { Fetched::Busy } else { outcome };
         self.peer_answered(peer, index, outcome, now);
         match outcome {
-            Fetched::Good(statement) => self.came_from_peer(peer, index, statement),
+            Fetched::Good(statement) => {
+                self.hopes_since = None;
+                self.came_from_peer(peer, index, statement);
+            }
             Fetched::Wrong => self.came_wrong(peer, index),
             Fetched::Absent | Fetched::Busy | Fetched::Failed => {}
         }
@@ -494,11 +521,17 @@ impl Exchange {
         let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
         let waits_for_chain = self.chain == ChainState::Asked;
         // What somebody has comes here first: it is there when the pull is taken up again, or another one's.
-        let coming =
-            self.have.is_full() || self.have.missing().any(|index| self.is_with_somebody(index, now));
+        let since = *self.hopes_since.get_or_insert(now);
+        let coming = self.have.is_full()
+            || (now.duration_since(since) < HOPE_MAX
+                && self.have.missing().any(|index| self.is_with_somebody(index, now)));
         let hopeless = self.unclosed || !coming;
-        if !busy && !waits_for_chain && hopeless {
-            self.fail(reason);
+        if busy || waits_for_chain || !hopeless {
+            return;
+        }
+        match self.discredited {
+            true => self.abandoned = true,
+            false => self.fail(reason),
         }
     }
 }

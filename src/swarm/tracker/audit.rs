@@ -189,9 +189,9 @@ impl Swarm {
     fn convict(&mut self, name: &Name) {
         self.audit.accusation = None;
         tracing::warn!(member = %name, "swarm: the origin has other bytes for the others than for this member");
+        self.drop_vouched(name);
         self.distrust(name);
         self.convicted.insert(name.clone());
-        self.drop_vouched(name);
     }
 
     fn blame_origin(&mut self, now: Instant) {

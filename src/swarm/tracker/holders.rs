@@ -203,6 +203,7 @@ impl Swarm {
         puller.unheard_by.clear();
         let was_at = std::mem::replace(&mut puller.zone, everywhere);
         let had = std::mem::replace(&mut puller.have, PieceSet::empty(count));
+        puller.taken.extend(had.iter());
         let heard_by = std::mem::take(&mut puller.heard_by);
         if !std::mem::take(&mut puller.silent) {
             had.iter().for_each(|index| self.less_one_holder(was_at, index));

@@ -131,7 +131,6 @@ impl Swarm {
         self.lease(reader, 0..self.layout.count(), now);
     }
 
-    /// The runs that it was reading.
     /// The origin gives this leech nothing, which says nothing of what it gives to others.
     pub(super) fn reads_no_more(&mut self, reader: Handle, run: &Run) {
         if self.origin.feed.has(reader, run) {
@@ -140,6 +139,7 @@ impl Swarm {
         }
     }
 
+    /// The runs that it was reading.
     pub(super) fn release_all(&mut self, reader: Handle) -> Vec<Run> {
         self.origin.refused.remove(&reader);
         let released = self.origin.feed.release(|lease| lease.reader == reader);
@@ -221,7 +221,10 @@ impl Swarm {
         let stalled = |p: &Puller| p.last_stall.is_some_and(|at| now.duration_since(at) < STALL_KEPT);
         self.members
             .iter()
-            .filter(|(handle, _)| self.may_read(**handle) && leases_of(**handle) < each_max)
+            .filter(|(handle, puller)| {
+                let lacks_some = !puller.is_leech() || self.next_run(**handle, able).is_some();
+                self.may_read(**handle) && leases_of(**handle) < each_max && lacks_some
+            })
             .min_by_key(|(handle, puller)| {
                 let all = self.origin.feed.leases().iter().filter(|lease| lease.reader == **handle).count();
                 (stalled(puller), all, puller.unspread, puller.read, **handle)

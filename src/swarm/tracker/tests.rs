@@ -131,3 +131,18 @@ fn who_is_discredited_gives_its_leases_back_and_stays() {
     swarm.leave(other, now);
     assert!(!leases(&told(&mut swarm, liar)).is_empty());
 }
+
+#[test]
+fn who_is_discredited_reads_alone_what_it_does_not_have() {
+    let now = Instant::now();
+    let mut swarm = Swarm::new(BLOB_LEN, [], now);
+    let reader = swarm.join(&join("reader"), now).unwrap();
+    let poor = swarm.join(&Join { reads_origin: false, ..join("poor") }, now).unwrap();
+    swarm.reports(reader, [held(0, "reader"), held(1, "reader")], now);
+    swarm.take_events();
+    swarm.reports(poor, [Report::Silent { handle: reader }], now);
+    let events = told(&mut swarm, reader);
+    assert!(events.contains(&Event::Discredited), "{events:?}");
+    let runs = leases(&events);
+    assert!(!runs.is_empty() && runs.iter().all(|run| run.start >= 2), "{events:?}");
+}
