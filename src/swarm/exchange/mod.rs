@@ -13,6 +13,7 @@
 mod action;
 mod choose;
 mod doubt;
+mod origin;
 mod peers;
 mod referral;
 
@@ -26,7 +27,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 
 pub use self::action::{Action, Check, Fetched, Setting};
 use self::{peers::Peer, referral::Referrals};
-use super::message::{Event, Failure, Handle, Held, Join, Name, Report, Run, SMALL_MAX};
+use super::message::{Event, Handle, Held, Join, Name, Report, Run, SMALL_MAX};
 use crate::{
     mesh::Member,
     piece::{PieceLayout, PieceSet, Statement},
@@ -38,9 +39,6 @@ struct Claim {
     /// Empty for a piece that was on disk when the daemon started.
     voucher: Name,
 }
-
-/// A pull whose origin failed waits so long for a next piece from members that say that they have some.
-const HOPE_MAX: Duration = Duration::from_secs(30);
 
 /// What somebody vouched for, and the origin or a chain contradicts; proof tells who was right.
 struct Suspect {
@@ -379,55 +377,12 @@ impl Exchange {
         self.settle(now);
     }
 
-    /// A piece from the origin is stored.
-    pub fn read(&mut self, index: u32, statement: Statement, now: Instant) {
-        let voucher = self.setting.me.name.clone();
-        self.keep(index, Claim { statement, voucher });
-        self.settle(now);
-    }
-
-    /// A piece from the origin does not fit the chain. The origin is believed rather than a sponsor.
-    pub fn read_wrong(&mut self, now: Instant) {
-        match &self.chain {
-            ChainState::Known { sponsor: None } => self.fail("wrong_digest".to_owned()),
-            ChainState::Known { sponsor: Some(_) } => self.drop_chain(),
-            ChainState::Unknown | ChainState::Asked => {}
-        }
-        self.settle(now);
-    }
-
-    /// Bytes came from the origin for the lease, audit or not, that contains `index`.
-    pub fn reading(&mut self, index: u32) {
-        let start = self.leases.iter().find(|run| run.contains(&index)).map_or(index, |run| run.start);
-        self.actions.push(Action::Tell(Report::Reading { start }));
-    }
-
-    /// The lease that contains `index` is not being read yet: its reader waits for a turn at the registry.
-    pub fn awaits_turn(&mut self, index: u32) {
-        if let Some(run) = self.leases.iter().find(|run| run.contains(&index)) {
-            self.actions.push(Action::Tell(Report::Waiting { start: run.start }));
-        }
-    }
-
     /// Bytes of a piece still come from a peer. Of an import the tracker hears it, and gives it to nobody else.
     pub fn fetching(&mut self, peer: &str, index: u32, now: Instant) {
         self.heard_from(peer, now);
         if self.imports.contains(index) {
             self.actions.push(Action::Tell(Report::Reading { start: index }));
         }
-    }
-
-    /// Reading a lease ended, with the reason if it did before its end.
-    pub fn read_ended(&mut self, run: &Run, failure: Option<(Failure, String)>, now: Instant) {
-        let known = self.leases.len();
-        self.leases.retain(|lease| lease != run);
-        run.clone().for_each(|index| self.note(index));
-        if let Some((failure, reason)) = failure
-            && self.leases.len() < known
-        {
-            self.actions.push(Action::Tell(Report::Returned { run: run.clone(), failure, reason }));
-        }
-        self.settle(now);
     }
 
     /// How far the in-order reader has come.
@@ -512,26 +467,6 @@ impl Exchange {
         if !self.failed {
             self.failed = true;
             self.actions.push(Action::Fail { reason });
-        }
-    }
-
-    /// The origin is beyond reach and what is missing is with nobody.
-    fn give_up_if_stuck(&mut self, now: Instant) {
-        let Some(reason) = self.origin_failed.clone() else { return };
-        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
-        let waits_for_chain = self.chain == ChainState::Asked;
-        // What somebody has comes here first: it is there when the pull is taken up again, or another one's.
-        let since = *self.hopes_since.get_or_insert(now);
-        let coming = self.have.is_full()
-            || (now.duration_since(since) < HOPE_MAX
-                && self.have.missing().any(|index| self.is_with_somebody(index, now)));
-        let hopeless = self.unclosed || !coming;
-        if busy || waits_for_chain || !hopeless {
-            return;
-        }
-        match self.discredited {
-            true => self.abandoned = true,
-            false => self.fail(reason),
         }
     }
 }
