@@ -63,7 +63,14 @@ impl Knocks {
 
     /// `name` answered something. `true` if it was believed silent.
     pub(super) fn heard(&self, name: &str) -> bool {
-        self.heard_at.lock().insert(name.to_owned(), Instant::now());
+        let now = Instant::now();
+        let mut heard_at = self.heard_at.lock();
+        // With every answer: its name is copied once.
+        match heard_at.get_mut(name) {
+            Some(at) => *at = now,
+            None => drop(heard_at.insert(name.to_owned(), now)),
+        }
+        drop(heard_at);
         let mut under_way = self.under_way.lock();
         under_way.get_mut(name).is_some_and(|knock| {
             knock.heard = true;

@@ -59,7 +59,7 @@ pub(super) struct Session {
     over: bool,
     /// A tracker has discredited this node, and it was told to the operator.
     warned: bool,
-    /// When a piece last came, or the line was opened.
+    /// When anything last came or was under way, or the line was opened.
     fed_at: Instant,
     /// Trackers that did not listen, and whose swarms gave nothing.
     left: Vec<String>,
@@ -149,6 +149,9 @@ impl Session {
     }
 
     fn hear(&mut self, news: News, now: Instant) {
+        if matches!(news, News::Fetching { .. } | News::Reading(_) | News::AwaitsTurn(_)) {
+            self.fed_at = now;
+        }
         let exchange = &mut self.exchange;
         match news {
             News::LineOpen(line) => self.line_open(*line),
@@ -163,10 +166,7 @@ impl Session {
             }
             News::Referred { index, to } => exchange.referred(index, to),
             News::Slow { peer, index } => exchange.slow(&peer, index, now),
-            News::Fetching { peer, index } => {
-                self.fed_at = now;
-                exchange.fetching(&peer, index, now);
-            }
+            News::Fetching { peer, index } => exchange.fetching(&peer, index, now),
             News::Chain { sponsor, chain, unfit } => {
                 self.chain = chain;
                 exchange.chain_checked(&sponsor, unfit, now);
@@ -177,14 +177,8 @@ impl Session {
                 self.count("origin", index, len, now);
             }
             News::ReadWrong => exchange.read_wrong(now),
-            News::Reading(index) => {
-                self.fed_at = now;
-                exchange.reading(index);
-            }
-            News::AwaitsTurn(index) => {
-                self.fed_at = now;
-                exchange.awaits_turn(index);
-            }
+            News::Reading(index) => exchange.reading(index),
+            News::AwaitsTurn(index) => exchange.awaits_turn(index),
             News::ReadEnded { run, failure } => {
                 self.reads.remove(&run.start);
                 exchange.read_ended(&run, failure, now);

@@ -58,15 +58,15 @@ impl Exchange {
     /// The origin is beyond reach and what is missing is with nobody.
     pub(super) fn give_up_if_stuck(&mut self, now: Instant) {
         let Some(reason) = self.origin_failed.clone() else { return };
-        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
-        let waits_for_chain = self.chain == ChainState::Asked;
-        // What somebody has comes here first: it is there when the pull is taken up again, or another one's.
         let since = *self.hopes_since.get_or_insert(now);
-        let coming = self.have.is_full()
-            || (now.duration_since(since) < HOPE_MAX
-                && self.have.missing().any(|index| self.is_with_somebody(index, now)));
-        let hopeless = self.unclosed || !coming;
-        if busy || waits_for_chain || !hopeless {
+        let busy = !self.requests.is_empty() || !self.leases.is_empty() || self.auditing || self.given;
+        if busy || self.chain == ChainState::Asked {
+            return;
+        }
+        // What somebody has comes here first: it is there when the pull is taken up again, or another one's.
+        let hopes = now.duration_since(since) < HOPE_MAX;
+        let coming = || hopes && self.have.missing().any(|index| self.is_with_somebody(index, now));
+        if !self.unclosed && (self.have.is_full() || coming()) {
             return;
         }
         match self.discredited {

@@ -17,6 +17,23 @@ fn member(name: &str) -> Member {
     Member { name: name.to_owned(), address, zone: None, generation: 1, role: Role::Peer }
 }
 
+/// A pull of this member, and what its tracker tells first: somebody has stated every piece.
+fn begun(me: Member) -> (Exchange, Vec<Event>) {
+    let setting = Setting {
+        digest: crate::oci::Digest::of(Algorithm::Sha256, b"blob"),
+        blob_len: u64::from(PIECES) * PIECE_LEN,
+        me,
+        reads_origin: true,
+        seed: 7,
+    };
+    let mut exchange = Exchange::new(setting, []);
+    assert_eq!(exchange.layout.count(), PIECES);
+    exchange.joined();
+    let stated =
+        |index| Event::Stated(Held { index, statement: statement(index), voucher: "reader".to_owned() });
+    (exchange, (0..PIECES).map(stated).collect())
+}
+
 /// A pull and the requests that it has out.
 struct Pull {
     exchange: Exchange,
@@ -27,20 +44,8 @@ struct Pull {
 impl Pull {
     /// Whose tracker has just said which pieces each peer has.
     fn of(peers: &[(&str, Vec<u32>)]) -> Self {
-        let setting = Setting {
-            digest: crate::oci::Digest::of(Algorithm::Sha256, b"blob"),
-            blob_len: u64::from(PIECES) * PIECE_LEN,
-            me: member("me"),
-            reads_origin: true,
-            seed: 7,
-        };
-        let mut exchange = Exchange::new(setting, []);
-        assert_eq!(exchange.layout.count(), PIECES);
+        let (mut exchange, mut events) = begun(member("me"));
         let now = Instant::now();
-        exchange.joined();
-        let stated =
-            |index| Event::Stated(Held { index, statement: statement(index), voucher: "reader".to_owned() });
-        let mut events: Vec<Event> = (0..PIECES).map(stated).collect();
         for (handle, (name, pieces)) in (1..).zip(peers) {
             events.push(Event::Joined { handle, member: member(name) });
             events.push(Event::Arrived { handle, pieces: pieces.clone() });
@@ -213,19 +218,8 @@ fn a_member_finds_out_that_it_was_misled() {
 #[test]
 fn what_waits_on_the_link_between_zones_is_asked_for_twice_only_near_by_or_when_nothing_crosses() {
     let zoned = |name: &str, zone: &str| Member { zone: Some(zone.to_owned()), ..member(name) };
-    let setting = Setting {
-        digest: crate::oci::Digest::of(Algorithm::Sha256, b"blob"),
-        blob_len: u64::from(PIECES) * PIECE_LEN,
-        me: zoned("me", "here"),
-        reads_origin: true,
-        seed: 7,
-    };
-    let mut exchange = Exchange::new(setting, []);
-    exchange.joined();
+    let (mut exchange, mut events) = begun(zoned("me", "here"));
     let now = Instant::now();
-    let stated =
-        |index| Event::Stated(Held { index, statement: statement(index), voucher: "reader".to_owned() });
-    let mut events: Vec<Event> = (0..PIECES).map(stated).collect();
     for (handle, name) in (1..).zip(["far", "farther"]) {
         events.push(Event::Joined { handle, member: zoned(name, "there") });
         events.push(Event::Whole { handle });

@@ -74,8 +74,7 @@ impl Swarm {
     /// A lease of the tracker before this one goes on.
     pub(super) fn resume_lease(&mut self, reader: Handle, run: &Run, now: Instant) {
         let free = run.clone().all(|index| self.is_free(index));
-        let is_leech = self.puller(reader).is_leech();
-        if free && !(is_leech && self.others_can_read()) {
+        if free && !self.leaves_it(&self.members[&reader]) {
             self.origin.feed.take(reader, run.clone(), now);
         } else {
             self.tell(reader, Event::Revoke(run.clone()));
@@ -282,12 +281,15 @@ impl Swarm {
         self.origin.refused.len() < REFUSALS_MAX
             && !self.origin.refused.contains(&handle)
             && self.members.get(&handle).is_some_and(|puller| {
-                let may = !puller.is_leech() || !self.others_can_read();
-                puller.reads_origin && !puller.whole && !puller.passive && may
+                puller.reads_origin && !puller.whole && !puller.passive && !self.leaves_it(puller)
             })
     }
 
-    /// What a leech reads only itself has, so it reads where nobody else can.
+    /// What a leech reads only itself has, so it leaves that to others where there are any.
+    fn leaves_it(&self, puller: &Puller) -> bool {
+        puller.is_leech() && self.others_can_read()
+    }
+
     fn others_can_read(&self) -> bool {
         let can = |puller: &Puller| puller.reads_origin && !puller.whole && !puller.is_leech();
         self.members.iter().any(|(handle, puller)| can(puller) && !self.origin.refused.contains(handle))
@@ -299,12 +301,16 @@ impl Swarm {
         let gives = |handle: &Handle| self.members.get(handle).is_some_and(|puller| !puller.is_leech());
         let coming = self.origin.feed.leases().iter().any(|lease| gives(&lease.reader))
             || self.members.values().any(|p| p.to_announce > 0 && !p.is_leech());
-        let mut able = self.members.keys().filter(|handle| self.could_read(**handle));
-        let reads = self.origin.failures < FAILURES_MAX && self.origin.failed_at.is_none();
-        let (by_others, by_leeches) = (reads && able.clone().any(gives), reads && able.any(|h| !gives(h)));
-        if !missing || self.content.is_some() || coming || by_others {
+        if !missing || self.content.is_some() || coming {
             return;
         }
+        let reads = self.origin.failures < FAILURES_MAX && self.origin.failed_at.is_none();
+        let mut able = self.members.keys().filter(|handle| reads && self.could_read(**handle));
+        // Of leeches none could if another one could.
+        let by_leeches = match able.next() {
+            Some(reader) if gives(reader) => return,
+            reader => reader.is_some(),
+        };
         let reason = self.origin.reason.clone().unwrap_or_else(|| "no_origin".to_owned());
         let fresh = self.origin.failed_at.is_none() && !by_leeches;
         if !by_leeches {
