@@ -173,7 +173,7 @@ fn make_node(
         Ok(there) if there == authority.pem => false,
         Ok(_) => return Err(CertsError::Exists { path: ca }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(source) => return Err(CertsError::Read { path: ca, source }),
+        Err(source) => return Err(CertsError::Write { path: ca, source }),
     };
     let not_after = (now + DAY * *days).min(authority.not_after);
     let (node, node_key) = issue(authority, wanted, now, not_after)?;

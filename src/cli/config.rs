@@ -2,10 +2,12 @@
 
 use std::io::Write;
 
-use crate::daemon::Settings;
+use anyhow::Context as _;
+
+use crate::daemon::{self, Settings};
 
 pub(super) fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
     super::serve::filter(settings)?;
     out.write_all(settings.print().as_bytes())?;
-    Ok(())
+    daemon::check(settings).context("`flotilla serve` would not start with this")
 }

@@ -15,7 +15,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::daemon::Settings;
+use crate::{daemon::Settings, pull::chain_of};
 
 /// Pulls container images through the nodes of a cluster instead of through the registry.
 #[derive(Debug, Parser)]
@@ -50,6 +50,15 @@ enum Command {
     Uninstall(install::UninstallArgs),
     /// Print the version.
     Version,
+}
+
+/// A word of the command line. clap prints an error without its causes, which say what is wrong.
+fn word<T>(text: &str) -> Result<T, String>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + 'static,
+{
+    text.parse().map_err(|error: T::Err| chain_of(&error))
 }
 
 /// Runs the command line; errors are printed with their causes, one line.

@@ -2,16 +2,17 @@
 
 use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
+use anyhow::Context as _;
 use hyper::Method;
 use indicatif::HumanBytes;
 
 use super::{
     bars::{Bars, Standing, sources},
-    socket,
+    socket, word,
 };
 use crate::{
     daemon::Settings,
-    door::admin::{NodeLine, PreheatLine},
+    door::admin::{NodeLine, PreheatLine, SummaryLine},
     oci::{Platform, Reference},
     preheat::Selector,
 };
@@ -19,10 +20,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The image, as docker and nerdctl take it.
+    #[arg(value_parser = word::<Reference>)]
     image: Reference,
     /// Which nodes: names and globs, zone=…, role=…; alternatives between commas, what must hold together joined
     /// by `+` [default: all].
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, value_name = "SELECTOR", value_parser = word::<Selector>)]
     nodes: Option<Selector>,
     /// os/architecture[/variant] [default: each node's own].
     #[arg(long, value_name = "PLATFORM")]
@@ -52,28 +54,19 @@ impl Into {
 }
 
 pub(super) fn run(args: &Args, settings: &Settings, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let nodes = socket::runtime()?.block_on(follow(args, settings, out))?;
-    let done = nodes.values().filter(|node| node.state == "done").count();
-    let failed = nodes.len() - done;
-    if args.json {
-        let summary =
-            serde_json::json!({ "summary": { "nodes": nodes.len(), "done": done, "failed": failed } });
-        writeln!(out, "{summary}")?;
-    } else {
-        writeln!(out, "{done} of {} nodes have it", nodes.len())?;
+    let SummaryLine { nodes, done, failed: _ } = socket::runtime()?.block_on(follow(args, settings, out))?;
+    if !args.json {
+        writeln!(out, "{done} of {nodes} nodes have it")?;
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if done == nodes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Follows the order until every node has ended; a line when a node's state changes, bars where a person looks on.
-async fn follow(
-    args: &Args,
-    settings: &Settings,
-    out: &mut impl Write,
-) -> anyhow::Result<BTreeMap<String, NodeLine>> {
+async fn follow(args: &Args, settings: &Settings, out: &mut impl Write) -> anyhow::Result<SummaryLine> {
     let response = socket::request(settings, Method::POST, &args.path()).await?;
     let mut bars = Bars::new(args.json);
     let mut nodes: BTreeMap<String, NodeLine> = BTreeMap::new();
+    let mut summary = None;
     let take = |line: PreheatLine| {
         if args.json {
             writeln!(out, "{}", serde_json::to_string(&line)?)?;
@@ -92,13 +85,13 @@ async fn follow(
                     bars.around(|| writeln!(out, "{text}"))?;
                 }
             }
+            PreheatLine::Summary(line) => summary = Some(line),
         }
         Ok(())
     };
     socket::lines(response, take).await?;
     bars.clear();
-    // A node whose end nobody heard of has not got it.
-    Ok(nodes)
+    summary.context("the daemon hung up before every node had ended")
 }
 
 impl Args {

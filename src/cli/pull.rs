@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 
 use super::{
     bars::{Bars, Standing, sources},
-    socket,
+    socket, word,
 };
 use crate::{
     daemon::Settings,
@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The image, as docker and nerdctl take it.
+    #[arg(value_parser = word::<Reference>)]
     image: Reference,
     /// Print one JSON line a layer.
     #[arg(long)]

@@ -7,7 +7,10 @@ use hyper::Method;
 use indicatif::HumanBytes;
 
 use super::socket;
-use crate::{daemon::Settings, door::admin::Status};
+use crate::{
+    daemon::Settings,
+    door::admin::{ContainerdLine, MeshLine, Status},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -31,15 +34,14 @@ pub(super) fn run(args: &Args, settings: &Settings, out: &mut impl Write) -> any
 }
 
 fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
-    let mesh = match &status.mesh.reason {
-        None => "open".to_owned(),
-        Some(reason) => format!("closed: {reason}"),
-    };
-    writeln!(out, "node     {} ({})", status.node, status.version)?;
-    writeln!(out, "mesh     {mesh}")?;
+    writeln!(out, "node       {} ({})", status.node, status.version)?;
+    writeln!(out, "mesh       {}", mesh(&status.mesh))?;
+    if let Some(seen) = &status.containerd {
+        writeln!(out, "containerd {}", containerd(seen))?;
+    }
     writeln!(
         out,
-        "store    {} blobs, {}; {} of {} quota",
+        "store      {} blobs, {}; {} of {} quota",
         status.store.blobs,
         HumanBytes(status.store.bytes),
         HumanBytes(status.store.charged),
@@ -47,7 +49,7 @@ fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "offered  {} blobs of containerd, {}; {} not read yet",
+        "offered    {} blobs of containerd, {}; {} not read yet",
         status.store.offered_blobs,
         HumanBytes(status.store.offered_bytes),
         status.store.offered_unread
@@ -78,4 +80,25 @@ fn print(status: &Status, out: &mut impl Write) -> anyhow::Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn mesh(line: &MeshLine) -> String {
+    let until = line.certificate_until.as_ref().map(|until| format!("certificate until {until}"));
+    match (&line.reason, line.open, until) {
+        (None, _, Some(until)) => format!("open, {until}"),
+        (None, _, None) => "open".to_owned(),
+        (Some(_), false, _) if !line.wanted => {
+            "none: no certificate and no members in the settings, this node serves itself".to_owned()
+        }
+        (Some(reason), false, _) => format!("closed: {reason}"),
+        (Some(reason), true, _) => format!("open, but its certificate cannot be renewed: {reason}"),
+    }
+}
+
+fn containerd(line: &ContainerdLine) -> String {
+    match (&line.version, &line.reason) {
+        (Some(version), _) => format!("{version} answers"),
+        (None, Some(reason)) => format!("left alone: {reason}"),
+        (None, None) => "not asked yet".to_owned(),
+    }
 }

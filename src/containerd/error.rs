@@ -12,10 +12,10 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     #[error(
-        "containerd cannot be reached at {} to {asked}: is it running, and is `address` in [containerd] right?",
+        "containerd cannot be reached at {} to {asked}: is it running, and is `address` in [containerd] right? {why}",
         address.display()
     )]
-    Absent { address: PathBuf, asked: String, source: Box<Status> },
+    Absent { address: PathBuf, asked: String, why: String },
     #[error("containerd at {} did not answer within {} s, asked to {asked}", address.display(), limit.as_secs())]
     Slow { address: PathBuf, asked: String, limit: Duration },
     #[error("containerd refused to {asked}")]
@@ -31,9 +31,11 @@ impl CallError {
     pub(super) fn new(address: &Path, asked: &str, status: Status) -> Self {
         let source = Box::new(status);
         let asked = asked.to_owned();
-        // Only a status that tonic made from a broken connection has a cause; containerd's have none.
-        if source.source().is_some() {
-            return Self::Absent { address: address.to_owned(), asked, source };
+        // Only a status that tonic made from a broken connection has a cause; containerd's have none. Each cause repeats
+        // those below it, so the last says it all.
+        let last = std::iter::successors(source.source(), |&cause| cause.source()).last();
+        if let Some(why) = last.map(ToString::to_string) {
+            return Self::Absent { address: address.to_owned(), asked, why };
         }
         Self::Refused { asked, source }
     }

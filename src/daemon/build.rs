@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Settings, modules, rates::Rates, run::RunError, sockets};
+use super::{Settings, modules, rates::Rates, report::Reporter, run::RunError, sockets};
 use crate::{
     containerd::Client,
     door::registry::{self, Mirror, Visits},
@@ -29,6 +29,18 @@ use crate::{
     store::Store,
 };
 
+/// Makes of the settings all that a start makes of them before it opens anything.
+///
+/// # Errors
+/// `flotilla serve` would not start; why.
+pub fn check(settings: &Settings) -> Result<(), RunError> {
+    modules::store(settings, &settings.path("node.data_dir").unwrap_or_default())?;
+    modules::mirror(settings).map_err(RunError::Proxy)?;
+    Origin::new(modules::origin(settings, Vec::new())?).map_err(RunError::Origin)?;
+    modules::mesh(settings, None, None)?;
+    Ok(())
+}
+
 /// All modules, wired.
 pub(super) struct Daemon {
     pub(super) metrics: Arc<Registry>,
@@ -40,6 +52,7 @@ pub(super) struct Daemon {
     pub(super) preheats: Preheats,
     pub(super) layers: Arc<Layers>,
     pub(super) containerd: Client,
+    pub(super) reporter: Reporter,
     /// The mirror, and where it is to listen.
     pub(super) mirror: (Mirror, TcpListener),
 }
@@ -92,17 +105,29 @@ impl Build<'_> {
         };
         let layers = self.layers(&made, layer::Metrics::register(&mut metrics));
         let parts = registry::Parts {
-            origin: origin.clone(),
+            origin,
             pulls: pulls.clone(),
             store: store.clone(),
             metrics: registry::Metrics::register(&mut metrics),
             visits,
         };
-        let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
-        let mirror = Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone());
+        let mirror = self.mirror(parts)?;
+        let reporter = Reporter::new(mesh.clone(), pulls.clone(), store.clone());
+        metrics.register_collector(Box::new(reporter.clone()));
         let (metrics, mirror) = (Arc::new(metrics), (mirror, mirror_door));
-        let daemon =
-            Daemon { metrics, store, snapshots, mesh, rates, pulls, preheats, layers, containerd, mirror };
+        let daemon = Daemon {
+            metrics,
+            store,
+            snapshots,
+            mesh,
+            rates,
+            pulls,
+            preheats,
+            layers,
+            containerd,
+            reporter,
+            mirror,
+        };
         Ok((daemon, entrance))
     }
 
@@ -110,6 +135,11 @@ impl Build<'_> {
     fn mirror_door(&self) -> Result<TcpListener, RunError> {
         let address = self.settings.listen("mirror.listen").expect("the key has a default");
         Ok(sockets::listen(address, "mirror.listen")?)
+    }
+
+    fn mirror(&self, parts: registry::Parts) -> Result<Mirror, RunError> {
+        let settings = modules::mirror(self.settings).map_err(RunError::Proxy)?;
+        Ok(Mirror::new(parts, settings, self.tasks.clone(), self.stop.clone()))
     }
 
     fn store(&self) -> Result<Store, RunError> {

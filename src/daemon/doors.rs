@@ -2,15 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Settings,
     build::{Daemon, Entrance},
-    gate::{Gate, MeshDoor},
-    report::Reporter,
+    gate::Gate,
     run::RunError,
     sockets,
     upkeep::{self, Upkept},
@@ -35,7 +33,6 @@ impl Daemon {
             None => sockets::open(&run_dir.join("snapshots.sock"))?,
         };
         self.serve_snapshots(snapshots, tasks, stop);
-        let mesh_door = Arc::default();
         let gate = Gate {
             settings: settings.clone(),
             mesh: self.mesh.clone(),
@@ -44,10 +41,11 @@ impl Daemon {
             tasks: tasks.clone(),
             stop: stop.clone(),
             identity: None,
-            door: Arc::clone(&mesh_door),
+            door: Arc::clone(&self.reporter.mesh_door),
+            reminded: None,
         };
         gate.begin(entrance);
-        self.serve_admin(settings, mesh_door, tasks, stop)?;
+        self.serve_admin(settings, tasks, stop)?;
         if settings.switch("containerd.cri_proxy") {
             self.serve_cri(&run_dir.join("cri.sock"), tasks, stop)?;
         }
@@ -101,27 +99,18 @@ impl Daemon {
     fn serve_admin(
         &self,
         settings: &Settings,
-        mesh_door: Arc<Mutex<MeshDoor>>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(), RunError> {
-        let containerd_absent = Arc::default();
         tasks.spawn(upkeep::watch_containerd(
             self.containerd.clone(),
             self.store.clone(),
-            Arc::clone(&containerd_absent),
+            Arc::clone(&self.reporter.containerd),
             stop.clone(),
         ));
-        let report = Reporter {
-            mesh: self.mesh.clone(),
-            pulls: self.pulls.clone(),
-            store: self.store.clone(),
-            mesh_door,
-            containerd_absent,
-        };
         let parts = admin::Parts {
             metrics: Arc::clone(&self.metrics),
-            report: Arc::new(report),
+            report: Arc::new(self.reporter.clone()),
             rates: Arc::new(self.rates.clone()),
             pulls: self.pulls.clone(),
             preheats: self.preheats.clone(),

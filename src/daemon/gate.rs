@@ -28,6 +28,9 @@ use crate::{
 /// How often the certificate files are looked at: what comes is in use within this time.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a certificate that is near its end is spoken of.
+const REMIND_EVERY: Duration = Duration::from_hours(24);
+
 /// How the mesh door stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MeshDoor {
@@ -36,9 +39,15 @@ pub(super) struct MeshDoor {
     pub(super) trouble: Option<String>,
     /// Whether this node is meant to be in a mesh: members are named, or there is some file of a certificate.
     pub(super) wanted: bool,
+    /// When the certificate in use expires.
+    pub(super) until: Option<SystemTime>,
 }
 
 impl MeshDoor {
+    fn of(identity: &Identity, open: bool, trouble: Option<String>) -> Self {
+        Self { open, trouble, wanted: true, until: Some(identity.not_after()) }
+    }
+
     /// The line of `/readyz`, if there is one to say.
     pub(super) fn unready(&self) -> Option<String> {
         let trouble = self.trouble.as_ref().filter(|_| self.wanted)?;
@@ -60,6 +69,8 @@ pub(super) struct Gate {
     /// Once the door is open.
     pub(super) identity: Option<Identity>,
     pub(super) door: Arc<Mutex<MeshDoor>>,
+    /// When it was last said that the certificate is near its end.
+    pub(super) reminded: Option<SystemTime>,
 }
 
 impl Gate {
@@ -83,7 +94,10 @@ impl Gate {
             }
             let now = SystemTime::now();
             match self.identity.clone() {
-                Some(identity) => self.renew(&identity, now),
+                Some(identity) => {
+                    self.renew(&identity, now);
+                    self.remind(&identity, now);
+                }
                 None => self.try_to_open(now),
             }
         }
@@ -100,8 +114,8 @@ impl Gate {
         self.tasks.spawn(door::peer::serve(listener, parts, self.stop.clone(), self.tasks.clone()));
         let (mesh, stop) = (self.mesh.clone(), self.stop.clone());
         self.tasks.spawn(async move { mesh.run(stop).await });
+        *self.door.lock() = MeshDoor::of(&identity, true, None);
         self.identity = Some(identity);
-        *self.door.lock() = MeshDoor { open: true, trouble: None, wanted: true };
     }
 
     fn try_to_open(&mut self, now: SystemTime) {
@@ -126,7 +140,7 @@ impl Gate {
 
     fn stays_shut(&self, reason: String, some_file: bool) {
         let wanted = some_file || !self.settings.texts("mesh.members").is_empty();
-        let door = MeshDoor { open: false, trouble: Some(reason.clone()), wanted };
+        let door = MeshDoor { open: false, trouble: Some(reason.clone()), wanted, until: None };
         let before = std::mem::replace(&mut *self.door.lock(), door.clone());
         match (before == door, wanted) {
             (true, _) => {}
@@ -144,7 +158,7 @@ impl Gate {
                 } else if door.trouble.is_some() {
                     tracing::info!(name = identity.name(), "the certificate files are in order again");
                 }
-                *door = MeshDoor { open: true, trouble: None, wanted: true };
+                *door = MeshDoor::of(identity, true, None);
             }
             Err(error) => {
                 let trouble = Some(chain_of(&error));
@@ -163,8 +177,25 @@ impl Gate {
                         "the certificate has expired: other members refuse this node until there is a new one"
                     ),
                 }
-                *door = MeshDoor { open, trouble, wanted: true };
+                *door = MeshDoor::of(identity, open, trouble);
             }
         }
+    }
+
+    /// Who forgot the certificate learns of it while all is well.
+    fn remind(&mut self, identity: &Identity, now: SystemTime) {
+        if !identity.is_near_its_end(now) {
+            self.reminded = None;
+            return;
+        }
+        let is_fresh = |at: SystemTime| now.duration_since(at).is_ok_and(|since| since < REMIND_EVERY);
+        if now > identity.not_after() || self.reminded.is_some_and(is_fresh) {
+            return;
+        }
+        self.reminded = Some(now);
+        tracing::warn!(
+            until = identity::date(identity.not_after()),
+            "the certificate expires soon: put a new pair in its place (`flotilla certs node`), nothing has to be restarted"
+        );
     }
 }

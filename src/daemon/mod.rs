@@ -3,6 +3,7 @@
 mod build;
 mod doors;
 mod gate;
+mod gauges;
 mod modules;
 mod rates;
 mod report;
@@ -12,5 +13,6 @@ mod settings;
 mod sockets;
 mod upkeep;
 
+pub use build::check;
 pub use run::{RunError, run};
 pub use settings::{DEFAULT_FILE, Settings, SettingsError};

@@ -154,7 +154,7 @@ pub(super) fn rates(settings: &Settings) -> rates::Settings {
     let always = ["mesh.upload_rate", "mesh.download_rate", "registry.origin_rate"];
     let schedule = settings.texts("rates.schedule");
     rates::Settings {
-        always: always.map(|name| settings.size(name).filter(|rate| *rate > 0)),
+        always: always.map(|name| settings.size(name)),
         schedule: schedule.iter().map(|entry| entry.parse().expect("read strictly")).collect(),
     }
 }

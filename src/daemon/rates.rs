@@ -11,7 +11,7 @@ use std::{str::FromStr, sync::Arc};
 use jiff::{Zoned, civil::Weekday};
 use parking_lot::Mutex;
 
-use super::settings::size_of_text;
+use super::{schema::RATE_MIN, settings::size_of_text};
 use crate::{
     door::admin::{self, RateLine, RatesLine, RatesQuery},
     mesh::Mesh,
@@ -46,7 +46,10 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Self, String> {
         match (text, size_of_text(text)) {
             ("unlimited", _) => Ok(Self(None)),
-            (_, Some(bytes)) if bytes > 0 => Ok(Self(Some(bytes))),
+            (_, Some(bytes)) if bytes >= RATE_MIN => Ok(Self(Some(bytes))),
+            (_, Some(_)) => {
+                Err(format!("`{text}` is below 16KiB a second: is a unit missing? No limit is `unlimited`"))
+            }
             _ => Err(format!("`{text}` is no rate: a size a second such as `50MiB`, or `unlimited`")),
         }
     }
@@ -234,15 +237,15 @@ mod tests {
     fn the_first_entry_that_names_a_flow_counts_and_else_its_own_setting() {
         let settings = schedule(&[
             "mon-fri 08:00-18:00 upload=1MiB",
-            "mon,wed 12:00-13:00 upload=unlimited origin=5kB",
-            "fri-mon 00:00-24:00 download=7",
+            "mon,wed 12:00-13:00 upload=unlimited origin=50kB",
+            "fri-mon 00:00-24:00 download=7MB",
         ]);
         assert_eq!(at(&settings, 2, "07:59"), [Some(9), None, None]);
         assert_eq!(at(&settings, 2, "08:00"), [Some(1 << 20), None, None]);
-        assert_eq!(at(&settings, 2, "12:30"), [Some(1 << 20), None, Some(5000)]);
+        assert_eq!(at(&settings, 2, "12:30"), [Some(1 << 20), None, Some(50_000)]);
         assert_eq!(at(&settings, 2, "18:00"), [Some(9), None, None]);
-        assert_eq!(at(&settings, 0, "23:59"), [Some(9), Some(7), None]);
-        assert_eq!(at(&settings, 5, "12:30"), [Some(9), Some(7), None]);
+        assert_eq!(at(&settings, 0, "23:59"), [Some(9), Some(7_000_000), None]);
+        assert_eq!(at(&settings, 5, "12:30"), [Some(9), Some(7_000_000), None]);
     }
 
     #[test]
@@ -252,8 +255,8 @@ mod tests {
         assert_eq!(at(&settings, 4, "22:00"), [None; 3]);
         assert_eq!(at(&settings, 5, "05:59"), [None; 3]);
         assert_eq!(at(&settings, 5, "06:00"), [Some(9), None, None]);
-        let whole = schedule(&["sun 00:00-00:00 upload=1"]);
-        assert_eq!((at(&whole, 6, "13:00")[0], at(&whole, 0, "00:00")[0]), (Some(1), Some(9)));
+        let whole = schedule(&["sun 00:00-00:00 upload=1MB"]);
+        assert_eq!((at(&whole, 6, "13:00")[0], at(&whole, 0, "00:00")[0]), (Some(1_000_000), Some(9)));
     }
 
     #[test]
@@ -261,20 +264,26 @@ mod tests {
         for (entry, why) in [
             ("", "it has no days and times"),
             ("mon", "it has no days and times"),
-            ("mon-fry 08:00-18:00 upload=1", "`fry` is not one of daily, mon, tue, wed, thu, fri, sat, sun"),
-            ("mon 08:00 upload=1", "`08:00` is no time span"),
-            ("mon 8:00-18:00 upload=1", "`8:00` is no time of the day such as `08:00`"),
-            ("mon 08:60-18:00 upload=1", "`08:60` is no time of the day such as `08:00`"),
-            ("mon 24:00-24:00 upload=1", "no day begins at 24:00"),
+            (
+                "mon-fry 08:00-18:00 upload=1MB",
+                "`fry` is not one of daily, mon, tue, wed, thu, fri, sat, sun",
+            ),
+            ("mon 08:00 upload=1MB", "`08:00` is no time span"),
+            ("mon 8:00-18:00 upload=1MB", "`8:00` is no time of the day such as `08:00`"),
+            ("mon 08:60-18:00 upload=1MB", "`08:60` is no time of the day such as `08:00`"),
+            ("mon 24:00-24:00 upload=1MB", "no day begins at 24:00"),
             ("mon 08:00-18:00", "it limits nothing"),
             ("mon 08:00-18:00 upload", "`upload` is no FLOW=RATE"),
             ("mon 08:00-18:00 uplod=1", "`uplod` is not one of upload, download, origin"),
-            ("mon 08:00-18:00 upload=1 upload=2", "`upload` stands there twice"),
+            ("mon 08:00-18:00 upload=1MB upload=2MB", "`upload` stands there twice"),
             (
                 "mon 08:00-18:00 upload=fast",
                 "`fast` is no rate: a size a second such as `50MiB`, or `unlimited`",
             ),
-            ("mon 08:00-18:00 upload=0", "`0` is no rate: a size a second such as `50MiB`, or `unlimited`"),
+            (
+                "mon 08:00-18:00 upload=0",
+                "`0` is below 16KiB a second: is a unit missing? No limit is `unlimited`",
+            ),
         ] {
             assert_eq!(entry.parse::<Entry>().unwrap_err(), why, "{entry}");
         }

@@ -4,28 +4,30 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::gate::MeshDoor;
+use super::{gate::MeshDoor, upkeep::Containerd};
 use crate::{
-    door::admin::{MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
+    door::admin::{ContainerdLine, MemberLine, MeshLine, PullingLine, Report, Status, StoreLine},
+    identity::date,
     mesh::{Member, MemberState, Mesh},
     pull::{PullState, PullStatus, Pulls},
     store::Store,
 };
 
-/// Gathers the status of the node.
+/// Gathers the status of the node. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Reporter {
     pub(super) mesh: Mesh,
     pub(super) pulls: Pulls,
     pub(super) store: Store,
     pub(super) mesh_door: Arc<Mutex<MeshDoor>>,
-    /// Why containerd cannot be reached, if it could not at the last look.
-    pub(super) containerd_absent: Arc<Mutex<Option<String>>>,
+    /// How containerd was at the last look.
+    pub(super) containerd: Arc<Mutex<Containerd>>,
 }
 
 impl Report for Reporter {
     fn status(&self) -> Status {
         let (usage, offered) = (self.store.usage(), self.store.offered());
-        let MeshDoor { open, trouble, .. } = self.mesh_door.lock().clone();
+        let MeshDoor { open, trouble, wanted, until } = self.mesh_door.lock().clone();
         Status {
             node: self.mesh.me().name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -40,18 +42,23 @@ impl Report for Reporter {
                 offered_bytes: offered.bytes,
                 offered_unread: offered.unread,
             },
-            mesh: MeshLine { open, reason: trouble },
+            mesh: MeshLine { open, reason: trouble, wanted, certificate_until: until.map(date) },
+            containerd: Some(containerd(&self.containerd.lock())),
         }
     }
 
     fn unready(&self) -> Vec<String> {
         let mesh = self.mesh_door.lock().unready();
-        let containerd = self.containerd_absent.lock().clone();
+        let containerd = containerd(&self.containerd.lock()).reason;
         mesh.into_iter().chain(containerd).collect()
     }
 }
 
 impl Reporter {
+    pub(super) fn new(mesh: Mesh, pulls: Pulls, store: Store) -> Self {
+        Self { mesh, pulls, store, mesh_door: Arc::default(), containerd: Arc::default() }
+    }
+
     fn members(&self) -> Vec<MemberLine> {
         let line = |(member, state): (Member, MemberState)| MemberLine {
             name: member.name,
@@ -61,6 +68,15 @@ impl Reporter {
         };
         self.mesh.all().into_iter().map(line).collect()
     }
+}
+
+fn containerd(seen: &Containerd) -> ContainerdLine {
+    let (version, reason) = match seen {
+        Containerd::NotAsked => (None, None),
+        Containerd::Answers(version) => (Some(version.to_string()), None),
+        Containerd::Lost(reason) => (None, Some(reason.clone())),
+    };
+    ContainerdLine { answers: version.is_some(), version, reason }
 }
 
 fn pulling(status: &PullStatus) -> PullingLine {

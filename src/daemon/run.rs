@@ -17,9 +17,9 @@ pub enum RunError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Socket(#[from] SocketError),
-    #[error("cannot open the blob store {path}")]
+    #[error("cannot open the blob store {path}, which node.data_dir names")]
     Store { path: PathBuf, source: store::OpenError },
-    #[error("cannot open the snapshots in {path}")]
+    #[error("cannot open the snapshots in {path}, which containerd.snapshot_root names")]
     Snapshots { path: PathBuf, source: snapshot::OpenError },
     #[error("cannot prepare for registries")]
     Origin(#[source] origin::NewError),

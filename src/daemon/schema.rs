@@ -16,15 +16,21 @@ pub(super) enum Form {
     Paths,
     /// A text, or a list of them.
     Texts,
+    /// A registry's host, with port or without, `*` for any word of it; or a list of them.
+    Hosts,
     /// `"host:port"` or `"dns:name:port"`, or a list of them.
     Members,
     /// A list of entries such as `"mon-fri 08:00-18:00 upload=50MiB"`.
     Schedule,
     /// `"5s"`, `"168h"`.
     Duration,
-    /// `"10GiB"`, or a number of bytes.
-    Size,
-    /// A size, or `"10%"` of the file system.
+    /// A size a second, from [`RATE_MIN`] on, or `"unlimited"`.
+    Rate,
+    /// A member's name, which is a DNS name.
+    Name,
+    /// Letters, digits, `-`, `_` and `.`.
+    Zone,
+    /// `"10GiB"`, a number of bytes, or `"10%"` of the file system.
     Share,
     /// `"127.0.0.1:7440"`, `"[::]:7442"`; port 0 picks one.
     Listen,
@@ -43,13 +49,16 @@ impl Form {
             Self::Word(words) => format!("one of \"{}\"", words.join("\", \"")),
             Self::Path => "an absolute path".into(),
             Self::Paths => "an absolute path or a list of them".into(),
+            Self::Hosts => "a host such as \"registry.example:5000\" or a list of them".into(),
             Self::Texts => "a text or a list of texts".into(),
             Self::Members => "\"host:port\" or \"dns:name:port\", or a list of them".into(),
             Self::Schedule => {
                 "a list of entries such as \"mon-fri 08:00-18:00 upload=50MiB origin=unlimited\"".into()
             }
             Self::Duration => "a duration such as \"5s\" or \"168h\"".into(),
-            Self::Size => "a size such as \"10GiB\"".into(),
+            Self::Rate => "a size a second such as \"50MiB\", not below \"16KiB\", or \"unlimited\"".into(),
+            Self::Name => "a DNS name in lower case such as \"node1\"".into(),
+            Self::Zone => "up to 64 letters, digits, `-`, `_` and `.`".into(),
             Self::Share => "a size such as \"10GiB\" or a share such as \"10%\"".into(),
             Self::Listen => "an address and port such as \"127.0.0.1:7440\"".into(),
             Self::Count => "a whole number from 1 on".into(),
@@ -57,6 +66,10 @@ impl Form {
         }
     }
 }
+
+/// Least bytes a second that somebody can mean: less than one record of TLS a second, the smallest thing that is sent, is
+/// a unit forgotten.
+pub(super) const RATE_MIN: u64 = 16 << 10;
 
 /// One key.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +94,7 @@ const fn key(
 
 /// All keys, in the order in which `flotilla config` prints them.
 pub(super) const KEYS: &[Key] = &[
-    key("node", "name", Form::Text, None, "this member's name; the certificate's name, else the host's"),
+    key("node", "name", Form::Name, None, "this member's name; the certificate's name, else the host's"),
     key(
         "node",
         "role",
@@ -89,7 +102,7 @@ pub(super) const KEYS: &[Key] = &[
         Some("\"peer\""),
         "seed keeps blobs for others, leech gives none",
     ),
-    key("node", "zone", Form::Text, None, "where the node stands, for choosing near peers; none"),
+    key("node", "zone", Form::Zone, None, "where the node stands, for choosing near peers; none"),
     key(
         "node",
         "data_dir",
@@ -186,8 +199,8 @@ pub(super) const KEYS: &[Key] = &[
         "this node's certificate, its name first among the DNS names",
     ),
     key("mesh", "key", Form::Path, Some("\"/etc/flotilla/tls/node-key.pem\""), "its key"),
-    key("mesh", "upload_rate", Form::Size, None, "bytes a second to other members; unlimited"),
-    key("mesh", "download_rate", Form::Size, None, "bytes a second from other members; unlimited"),
+    key("mesh", "upload_rate", Form::Rate, None, "bytes a second to other members; unlimited"),
+    key("mesh", "download_rate", Form::Rate, None, "bytes a second from other members; unlimited"),
     key(
         "rates",
         "schedule",
@@ -250,11 +263,11 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "registry",
         "plain_http",
-        Form::Texts,
+        Form::Hosts,
         Some("[]"),
         "hosts, with port or without, that are spoken to without TLS",
     ),
-    key("registry", "origin_rate", Form::Size, None, "bytes a second from registries; unlimited"),
+    key("registry", "origin_rate", Form::Rate, None, "bytes a second from registries; unlimited"),
     key("registry", "origin_concurrency", Form::Count, Some("4"), "requests at once to one registry host"),
     key(
         "registry",
@@ -280,7 +293,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "mirror",
         "registries",
-        Form::Texts,
+        Form::Hosts,
         Some(SHARED_REGISTRIES),
         "registries that the cluster shares, as are default_upstream, proxy_hosts, registry.plain_http, those with a \
          folder in registry.hosts_dir and those that containerd pulls from by the snapshotter; others are passed on as \
@@ -311,7 +324,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "mirror",
         "proxy_hosts",
-        Form::Texts,
+        Form::Hosts,
         Some("[]"),
         "hosts, with port or without, whose TLS the proxy on the mirror's port opens; a blind tunnel to all others",
     ),

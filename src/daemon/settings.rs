@@ -13,9 +13,9 @@ use toml_edit::{Array, Document, Item, Value};
 
 use super::{
     rates::{ENTRIES_MAX, Entry},
-    schema::{Form, KEYS, Key, nearest},
+    schema::{Form, KEYS, Key, RATE_MIN, nearest},
 };
-use crate::mesh::Seed;
+use crate::mesh::{Seed, is_name, is_zone};
 
 /// The file that is read where none is named.
 pub const DEFAULT_FILE: &str = "/etc/flotilla/config.toml";
@@ -26,7 +26,7 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("cannot read settings file {path}")]
+    #[error("cannot read settings file {path}{}", as_whom(source))]
     Read { path: PathBuf, source: std::io::Error },
     #[error("settings file {path} is longer than {MAX_FILE_LEN} bytes")]
     TooLong { path: PathBuf },
@@ -44,6 +44,11 @@ pub enum SettingsError {
 
 fn hint(nearest: Option<&str>) -> String {
     nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// What only root may read, only root can be told to.
+fn as_whom(error: &std::io::Error) -> &'static str {
+    if error.kind() == std::io::ErrorKind::PermissionDenied { "; run this as root" } else { "" }
 }
 
 /// Where a value came from.
@@ -304,14 +309,22 @@ fn fits(form: Form, value: &Value) -> bool {
         Form::Paths => list_of(|text| Path::new(text).is_absolute()),
         Form::Schedule => value.as_array().is_some_and(|array| array.iter().all(Value::is_str)),
         Form::Texts => list_of(|text| !text.is_empty()),
+        Form::Hosts => list_of(is_host),
         Form::Members => list_of(|text| text.parse::<Seed>().is_ok()),
         Form::Duration => text.is_some_and(|text| humantime::parse_duration(text).is_ok()),
-        Form::Size => size_of(value).is_some(),
+        Form::Rate => text == Some("unlimited") || size_of(value).is_some_and(|rate| rate >= RATE_MIN),
+        Form::Name => text.is_some_and(is_name),
+        Form::Zone => text.is_some_and(is_zone),
         Form::Share => size_of(value).is_some() || text.and_then(percent_of).is_some(),
         Form::Listen => text.is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
         Form::Count => value.as_integer().is_some_and(|count| count > 0),
         Form::Switch => value.as_bool().is_some(),
     }
+}
+
+/// Letters, digits and what stands between them in a host's name, an address and a pattern of either.
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:[]*".contains(&byte))
 }
 
 /// A whole share from 0 to 100.
@@ -389,6 +402,14 @@ mod tests {
                 "a size such as \"10GiB\" or a share such as \"10%\", not \"5 apples\"",
             ),
             ("[admin]\nlisten = 80", "an address and port such as \"127.0.0.1:7440\", not 80"),
+            ("[mesh]\nupload_rate = 100", "not below \"16KiB\", or \"unlimited\", not 100"),
+            ("[mesh]\nupload_rate = 0", "or \"unlimited\", not 0"),
+            (
+                "[registry]\nplain_http = \"http://r.local\"",
+                "such as \"registry.example:5000\" or a list of them",
+            ),
+            ("[node]\nname = \"Node 1\"", "a DNS name in lower case such as \"node1\", not \"Node 1\""),
+            ("[node]\nzone = \"rack 2\"", "letters, digits, `-`, `_` and `.`, not \"rack 2\""),
             ("[registry]\norigin_concurrency = 0", "a whole number from 1 on, not 0"),
             ("[mesh]\nmembers = [\"10.0.0.2\"]", "or a list of them, not [\"10.0.0.2\"]"),
         ] {

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 /// Why a door cannot be opened.
@@ -16,11 +17,11 @@ pub enum SocketError {
     Taken(PathBuf),
     #[error("{0} is there and is no socket; remove it, or set node.run_dir")]
     NotASocket(PathBuf),
-    #[error("cannot make the folder {path}")]
+    #[error("cannot make the folder {path}, which node.run_dir names")]
     Folder { path: PathBuf, source: io::Error },
     #[error("cannot listen on {path}")]
     Unix { path: PathBuf, source: io::Error },
-    #[error("cannot listen on {address}, which {key} names")]
+    #[error("cannot listen on {address}, which {key} names; stop what listens there, or set {key}")]
     Tcp { address: SocketAddr, key: &'static str, source: io::Error },
     #[error("cannot tell where the door listens")]
     Address(#[source] io::Error),
@@ -70,15 +71,31 @@ pub(super) fn open(path: &Path) -> Result<UnixListener, SocketError> {
 /// the same moment, and whoever finds no place waits a second before it calls again.
 const BACKLOG: u32 = 4096;
 
-/// A listener on `address`, which the setting `key` names.
+/// A listener on `address`, which the setting `key` names. The address may come later, as that of a bridge does which
+/// Docker makes when it starts.
 pub(super) fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, SocketError> {
-    let listening = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
+    let listener = match listener(address, false) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            let listener = listener(address, true);
+            if listener.is_ok() {
+                tracing::warn!(%address, key, "this machine has no such address yet: nobody gets in until it has");
+            }
+            listener
+        }
+        listener => listener,
     };
-    listening().map_err(|source| SocketError::Tcp { address, key, source })
+    listener.map_err(|source| SocketError::Tcp { address, key, source })
+}
+
+fn listener(address: SocketAddr, may_come_later: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    match address {
+        SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, may_come_later)?,
+        SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, may_come_later)?,
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Where a listener really listens.
@@ -106,6 +123,17 @@ mod tests {
         assert!(matches!(open(&path), Err(SocketError::Taken(_))));
         drop(first);
         open(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_may_come_later() {
+        for address in ["192.0.2.7:0", "[2001:db8::7]:0"] {
+            let listener = listen(address.parse().unwrap(), "mirror.listen").unwrap();
+            assert_eq!(listener.local_addr().unwrap().ip(), address.parse::<SocketAddr>().unwrap().ip());
+        }
+        let taken = listen("127.0.0.1:0".parse().unwrap(), "mirror.listen").unwrap();
+        let again = listen(taken.local_addr().unwrap(), "mirror.listen").unwrap_err();
+        assert!(again.to_string().contains("which mirror.listen names"), "{again}");
     }
 
     #[tokio::test]

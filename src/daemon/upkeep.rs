@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::rates::Rates;
 use crate::{
-    containerd::{Client, VersionError},
+    containerd::{Client, Version, VersionError},
     layer::Layers,
     snapshot::Snapshots,
     store::{Store, Swept},
@@ -56,11 +56,21 @@ fn say(swept: &Swept) {
     }
 }
 
+/// How containerd was at the last look.
+#[derive(Debug, Default)]
+pub(super) enum Containerd {
+    #[default]
+    NotAsked,
+    Answers(Version),
+    /// Why its pulls are left to it.
+    Lost(String),
+}
+
 /// Says in one line when containerd goes and when it comes.
 pub(super) async fn watch_containerd(
     client: Client,
     store: Store,
-    absent: Arc<Mutex<Option<String>>>,
+    seen: Arc<Mutex<Containerd>>,
     stop: CancellationToken,
 ) {
     let mut tick = tokio::time::interval(SWEEP_EVERY);
@@ -70,13 +80,13 @@ pub(super) async fn watch_containerd(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let reason = match client.version().await {
+        let now = match client.version().await {
             Ok(version) => {
                 if before != Some(true) {
                     tracing::info!(%version, "containerd answers");
                     say_whether_links_work(&client, &store).await;
                 }
-                None
+                Containerd::Answers(version)
             }
             Err(error) => {
                 let reason = crate::pull::chain_of(&error);
@@ -91,11 +101,11 @@ pub(super) async fn watch_containerd(
                 if before != Some(false) {
                     tracing::warn!(reason, "{line}");
                 }
-                Some(reason)
+                Containerd::Lost(reason)
             }
         };
-        before = Some(reason.is_none());
-        *absent.lock() = reason;
+        before = Some(matches!(now, Containerd::Answers(_)));
+        *seen.lock() = now;
     }
 }
 

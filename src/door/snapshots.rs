@@ -214,7 +214,19 @@ impl snapshots_server::Snapshots for Door {
         request: Request<api::StatSnapshotRequest>,
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
-        let info = self.blocking(move |snapshots, _| snapshots.stat(&key)).await?;
+        let info = self.blocking(move |snapshots, _| {
+            let known = snapshots.stat(&key);
+            if matches!(known, Err(SnapshotError::NotFound { .. })) {
+                // Of what it does not know itself containerd does not ask.
+                tracing::warn!(
+                    %key,
+                    "containerd knows a snapshot that is not here, as when its folder was removed: pulls of its image fail \
+                     until containerd has forgotten it (`crictl rmi`, `nerdctl rmi` or `ctr images rm`), then work"
+                );
+            }
+            known
+        });
+        let info = info.await?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(message::info(info)) }))
     }
 

@@ -25,7 +25,7 @@ use rustls::{ClientConfig, ServerConfig};
 pub use certificate::{NameError, peer_name};
 pub use explain::explain;
 pub use handshake::{AcceptError, Accepted, ConnectError, Connected, accept, connect};
-pub use read::IdentityError;
+pub use read::{IdentityError, date};
 pub use stream::{Side, TlsFailure, TlsStream};
 
 /// Where the certificates lie.
@@ -108,7 +108,13 @@ impl Identity {
     /// When the certificate, or the first of its intermediates, expires.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
-        self.current.load().not_after
+        self.current.load().term.not_after
+    }
+
+    /// Whether it expires soon, and should have been replaced by now.
+    #[must_use]
+    pub fn is_near_its_end(&self, now: SystemTime) -> bool {
+        now >= self.current.load().term.near_end
     }
 }
 

@@ -37,6 +37,11 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_l
 /// Between nodes only TLS 1.3: both ends are Flotilla, and 1.2 would send certificates in the clear.
 static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
+/// A certificate is near its end in the last tenth of its life, and not before the last thirty days: who renews by
+/// machine does so after two thirds of it, and by hand a month is notice enough.
+const NEAR_END_SHARE: u32 = 10;
+const NEAR_END_MAX: Duration = Duration::from_hours(30 * 24);
+
 /// Why this node has no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -105,12 +110,28 @@ pub enum IdentityError {
 /// A proven set of files, and the configs that follow from it.
 pub(super) struct Material {
     pub(super) name: String,
-    pub(super) not_after: SystemTime,
+    pub(super) term: Term,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     roots: Vec<CertificateDer<'static>>,
+}
+
+/// For how long a chain of certificates is good.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Term {
+    /// From when on its end is near.
+    pub(super) near_end: SystemTime,
+    pub(super) not_after: SystemTime,
+}
+
+impl Term {
+    fn of(facts: &Facts) -> Self {
+        let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
+        let notice = (life / NEAR_END_SHARE).min(NEAR_END_MAX);
+        Self { near_end: facts.not_after - notice, not_after: facts.not_after }
+    }
 }
 
 impl Material {
@@ -141,9 +162,9 @@ pub(super) fn read(settings: &Settings, now: SystemTime) -> Result<Material, Ide
     let key = private_key(&settings.key, &pems.key)?;
     let roots = trusted(&settings.ca, certificates(&settings.ca, &pems.ca)?, now)?;
     check_pair(settings, &chain, &key)?;
-    let (name, not_after) = check_chain(&settings.cert, &chain, now)?;
+    let (name, term) = check_chain(&settings.cert, &chain, now)?;
     let (server, client) = configs(settings, &Pair { chain: &chain, key: &key, name: &name }, &roots, now)?;
-    Ok(Material { name, not_after, server, client, chain, key, roots })
+    Ok(Material { name, term, server, client, chain, key, roots })
 }
 
 /// The three files as they are.
@@ -252,14 +273,14 @@ fn check_pair(
     }
 }
 
-/// The node's name, and when the first certificate of its chain expires.
+/// The node's name, and the term of that certificate of its chain which expires first.
 fn check_chain(
     path: &Path,
     chain: &[CertificateDer<'static>],
     now: SystemTime,
-) -> Result<(String, SystemTime), IdentityError> {
+) -> Result<(String, Term), IdentityError> {
     let mut name = None;
-    let mut first_expiry: Option<SystemTime> = None;
+    let mut first: Option<Term> = None;
     for (position, certificate) in chain.iter().enumerate() {
         let facts = facts(path, certificate)?;
         if now > facts.not_after {
@@ -269,7 +290,8 @@ fn check_chain(
             let not_before = facts.not_before;
             return Err(IdentityError::NotYetValid { path: path.to_owned(), not_before, now });
         }
-        first_expiry = Some(first_expiry.map_or(facts.not_after, |first| first.min(facts.not_after)));
+        let term = Term::of(&facts);
+        first = first.filter(|first| first.not_after <= term.not_after).or(Some(term));
         if position == 0 {
             if facts.is_ca {
                 return Err(IdentityError::IsCa { path: path.to_owned(), subject: facts.subject });
@@ -277,8 +299,8 @@ fn check_chain(
             name = facts.name();
         }
     }
-    match (name, first_expiry) {
-        (Some(name), Some(first_expiry)) => Ok((name, first_expiry)),
+    match (name, first) {
+        (Some(name), Some(first)) => Ok((name, first)),
         _ => Err(IdentityError::NoName { path: path.to_owned() }),
     }
 }
@@ -366,6 +388,7 @@ fn refused(settings: &Settings, usage: &'static str, source: rustls::Error) -> I
 }
 
 /// RFC 3339, to the second.
-fn date(at: SystemTime) -> String {
+#[must_use]
+pub fn date(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).map_or_else(|_| "a date out of range".to_owned(), |at| format!("{at:.0}"))
 }

@@ -365,3 +365,18 @@ async fn a_rotation_of_the_ca_goes_on_serving() {
     let met = meet(&old.identity("c"), &a, "a").await;
     assert_told(met, ["unknown CA", "unknown CA"]);
 }
+
+#[test]
+fn the_end_of_a_certificate_is_near_in_its_last_tenth_and_in_its_last_month() {
+    let (ca, dir) = (Ca::new("ca"), tempfile::tempdir().unwrap());
+    let near = |from: SystemTime, until: SystemTime, at: SystemTime| {
+        let settings = ca.node("a").from(from).until(until).write(dir.path());
+        load(&settings, now()).unwrap().is_near_its_end(at)
+    };
+    let (from, until) = (now() - HOUR * 10, now() + HOUR * 10);
+    assert!(!near(from, until, until - HOUR * 3));
+    assert!(near(from, until, until - HOUR));
+    let until = now() + HOUR * 24 * 3650;
+    assert!(!near(from, until, until - HOUR * 24 * 31));
+    assert!(near(from, until, until - HOUR * 24 * 29));
+}

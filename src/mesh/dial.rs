@@ -43,12 +43,7 @@ pub enum ConnectError {
     #[error("{address} did not answer within {after:?}")]
     Timeout { address: String, after: Duration },
     #[error("no proven connection to {address}: {why}")]
-    Tls {
-        address: String,
-        why: String,
-        #[source]
-        source: identity::ConnectError,
-    },
+    Tls { address: String, why: String },
     #[error("{address} is `{found}` by its certificate, not `{wanted}`")]
     WrongMember { address: String, found: String, wanted: String },
     #[error("{address} does not speak HTTP on its mesh port: {why}")]
@@ -113,10 +108,7 @@ impl Dialer {
         let connected = timeout(HANDSHAKE_MAX, handshake)
             .await
             .map_err(|_| ConnectError::Timeout { address: address.to_owned(), after: HANDSHAKE_MAX })?
-            .map_err(|source| {
-                let why = source.to_string();
-                ConnectError::Tls { address: address.to_owned(), why, source }
-            })?;
+            .map_err(|error| ConnectError::Tls { address: address.to_owned(), why: error.to_string() })?;
         if let Ok(local) = local {
             self.learn(local);
         }

@@ -60,6 +60,8 @@ pub struct ImageConfig {
     pub architecture: String,
     #[serde(default)]
     pub os: String,
+    #[serde(default)]
+    pub variant: Option<String>,
     pub rootfs: RootFs,
 }
 
@@ -134,6 +136,16 @@ impl Index {
 }
 
 impl ImageConfig {
+    /// What the image runs on.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        Platform {
+            architecture: self.architecture.clone(),
+            os: self.os.clone(),
+            variant: self.variant.clone(),
+        }
+    }
+
     /// # Errors
     /// Not an image config, or one beyond the limits.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {

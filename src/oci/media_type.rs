@@ -74,6 +74,15 @@ pub fn is_index(media_type: &str) -> bool {
     )
 }
 
+/// The config of an image that runs, and not of some artifact.
+#[must_use]
+pub fn is_image_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

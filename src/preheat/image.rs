@@ -7,7 +7,10 @@ use bytes::Bytes;
 
 use super::{Errand, Parts, Place, PreheatError};
 use crate::{
-    oci::{self, Descriptor, Digest, Index, Manifest, Platform, Reference, Unhandled, layer_compression},
+    oci::{
+        self, Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, Unhandled,
+        layer_compression,
+    },
     origin::{Asker, Kind, Origin, Passed},
     pull::Want,
 };
@@ -100,6 +103,9 @@ pub(super) async fn blobs(parts: &Parts, errand: &Errand, asker: &Asker) -> Resu
         bytes = document(parts, errand, asker, (&manifest.digest, manifest.size)).await?;
     }
     let manifest = Manifest::parse(&bytes).map_err(|source| unusable(errand, "manifest", source))?;
+    if let (false, Some(platform)) = (*is_index, &errand.platform) {
+        is_for(parts, errand, asker, (&manifest, platform)).await?;
+    }
     let mut blobs: Vec<Want> = Vec::with_capacity(manifest.layers.len() + 1);
     for blob in std::iter::once(manifest.config).chain(manifest.layers).filter(is_the_registrys) {
         if !blobs.iter().any(|known| known.digest == blob.digest) {
@@ -115,10 +121,31 @@ fn in_index(errand: &Errand, bytes: &[u8]) -> Result<Descriptor, PreheatError> {
     let platform = errand.platform.clone().unwrap_or_else(Platform::own);
     match index.manifest_for(&platform) {
         Some(manifest) => Ok(manifest.clone()),
-        None => {
-            let (image, platform) = (errand.image.to_string(), platform.to_string());
-            Err(PreheatError::Platform { image, platform })
-        }
+        None => Err(not_for(errand, &platform)),
+    }
+}
+
+fn not_for(errand: &Errand, platform: &Platform) -> PreheatError {
+    PreheatError::Platform { image: errand.image.to_string(), platform: platform.to_string() }
+}
+
+/// An image that no index names says in its config what it runs on; an artifact says nothing, and is for everybody.
+async fn is_for(
+    parts: &Parts,
+    errand: &Errand,
+    asker: &Asker,
+    (manifest, platform): (&Manifest, &Platform),
+) -> Result<(), PreheatError> {
+    let Descriptor { media_type, digest, size, .. } = &manifest.config;
+    if !oci::is_image_config(media_type) {
+        return Ok(());
+    }
+    let want = want(errand, asker, Kind::Blob, (digest, *size));
+    let bytes = parts.pulls.document(want).await.map_err(|source| PreheatError::Pull { source })?;
+    let config = ImageConfig::parse(&bytes).map_err(|source| unusable(errand, "config", source))?;
+    match platform.takes(&config.platform()) {
+        true => Ok(()),
+        false => Err(not_for(errand, platform)),
     }
 }
 

@@ -103,9 +103,11 @@ impl Arrival {
         self.notify();
     }
 
-    pub(super) fn arrived(&self, index: u32) {
-        self.state.lock().have.insert(index);
+    /// Whether the piece was not here before.
+    pub(super) fn arrived(&self, index: u32) -> bool {
+        let is_new = self.state.lock().have.insert(index);
         self.notify();
+        is_new
     }
 
     /// The bytes stored as piece `index`, which is about to arrive, are what `chain` says.

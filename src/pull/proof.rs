@@ -107,7 +107,7 @@ mod tests {
                 _ => &self.bytes[piece_len()..],
             };
             self.arriving.write(index, piece, blake3::hash(piece)).unwrap();
-            self.arrival.arrived(index);
+            let _is_new = self.arrival.arrived(index);
         }
 
         fn chain(&self) -> Arc<Chain> {

@@ -204,12 +204,14 @@ impl Session {
     }
 
     fn count(&mut self, source: &'static str, index: u32, len: usize, now: Instant) {
-        // Two of the same may have been under way; one is here.
         if !self.exchange.have().contains(index) {
             return;
         }
         self.fed_at = now;
-        self.flight.arrival.arrived(index);
+        // Two of the same may have been under way; the first is what the blob is made of.
+        if !self.flight.arrival.arrived(index) {
+            return;
+        }
         self.shared.metrics.bytes.get_or_create(&metrics::Source { source }).inc_by(len as u64);
         let layout = self.flight.arrival.layout();
         let have = self.exchange.have();

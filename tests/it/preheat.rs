@@ -95,7 +95,9 @@ async fn only_whoever_has_the_token_may_order() {
     assert_eq!(node.blobs(), 0);
     let said = lines(&node.ask(Method::POST, &path, None).await);
     assert_eq!(said[0]["image"]["nodes"], json!(["alone"]));
-    assert_eq!(said.last().unwrap()["node"]["state"], "done", "{said:?}");
+    let [.., last, summary] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(last["node"]["state"], "done", "{said:?}");
+    assert_eq!(summary, &json!({ "summary": { "nodes": 1, "done": 1, "failed": 0 } }));
     // Manifest, config, layer.
     assert_eq!(node.blobs(), 3);
 
@@ -141,8 +143,9 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     }
     let into = format!("/v1/preheat?image={host}/team/app:v1&into=containerd");
     let said = lines(&node.ask(Method::POST, &into, None).await);
-    let last = &said.last().unwrap()["node"];
-    assert_eq!(last["state"], "failed");
+    let [.., last, summary] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((&last["node"]["state"], &summary["summary"]["failed"]), (&json!("failed"), &json!(1)));
+    let last = &last["node"];
     assert!(last["reason"].as_str().unwrap().contains("containerd cannot be reached"), "{last}");
 }
 

@@ -12,7 +12,7 @@ use crate::{
 
 /// Ends a test that would hang.
 const GUARD: Duration = Duration::from_secs(60);
-/// At the schedule's rate it would take an hour.
+/// At the schedule's rate it would take minutes.
 const LEN: usize = 4 << 20;
 
 fn rates(alone: &Alone, arguments: &[&str]) -> [(Value, String); 3] {
@@ -31,12 +31,12 @@ async fn a_pull_that_the_schedule_holds_back_goes_when_the_operator_says_so() {
     let name = registry.put_blob("team/app", bytes.clone());
     let alone = Alone::start(|settings| {
         settings.text("mesh", "upload_rate", "9MiB");
-        settings.list("rates", "schedule", &["daily 00:00-24:00 origin=1KiB".to_owned()]);
+        settings.list("rates", "schedule", &["daily 00:00-24:00 origin=16KiB".to_owned()]);
     });
     let by = |rate: Value, by: &str| (rate, by.to_owned());
     let upload = by((9_u64 << 20).into(), "settings");
     let unlimited = by(Value::Null, "settings");
-    let scheduled = by(1024.into(), "schedule");
+    let scheduled = by((16_u64 << 10).into(), "schedule");
     assert_eq!(rates(&alone, &[]), [upload.clone(), unlimited.clone(), scheduled.clone()]);
 
     let path = format!("/v2/team/app/blobs/{name}?ns={}", registry.host());
@@ -53,4 +53,6 @@ async fn a_pull_that_the_schedule_holds_back_goes_when_the_operator_says_so() {
     let error = output(alone.flotilla.command(&["rates", "--upload", "fast"])).unwrap_err().to_string();
     let wants = "`fast` is no rate: a size a second such as `50MiB`, or `unlimited`";
     assert!(error.contains(wants), "{error}");
+    let error = output(alone.flotilla.command(&["rates", "--upload", "100"])).unwrap_err().to_string();
+    assert!(error.contains("`100` is below 16KiB a second: is a unit missing?"), "{error}");
 }

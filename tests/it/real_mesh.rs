@@ -17,6 +17,7 @@ use crate::{
         story::tell,
     },
     liar::Liar,
+    real_image::eventually,
 };
 
 #[test]
@@ -158,6 +159,16 @@ fn a_preheated_node_feeds_the_others(lab: &Lab, containerd: Programs) {
         let states: Vec<&Value> = status["members"].as_array().unwrap().iter().map(|m| &m["state"]).collect();
         assert_eq!(states, ["alive", "alive"], "{status}");
         assert_eq!((&status["node"], &status["mesh"]["open"]), (&Value::from(&*node.name), &true.into()));
+        let gauges = [("flotilla_members", "state=\"alive\""), ("flotilla_members", "state=\"unreachable\"")];
+        assert_eq!(gauges.map(|(name, label)| metric(node, name, &[label])), [2, 0], "{}", node.name);
+        let switches = ["flotilla_mesh_open", "flotilla_containerd_answers"];
+        // containerd starts after the daemon, which looks again and again.
+        eventually("containerd is seen", || switches.iter().all(|name| metric(node, name, &[]) == 1));
+        let status: Value = serde_json::from_str(&node.daemon().unwrap().status().unwrap()).unwrap();
+        assert_eq!(
+            (&status["containerd"]["answers"], &status["containerd"]["reason"]),
+            (&true.into(), &Value::Null)
+        );
     }
 
     let whole = layer_bytes(&image);
@@ -181,6 +192,7 @@ fn a_preheated_node_feeds_the_others(lab: &Lab, containerd: Programs) {
     let images: Vec<&Value> = status["pulls"].as_array().unwrap().iter().map(|pull| &pull["image"]).collect();
     assert!(images.iter().all(|image| **image == name.as_str()), "{images:?}");
     assert_eq!((&status["store"]["blobs"], &status["store"]["bytes"]), (&4.into(), &whole.into()));
+    assert_eq!(metric(first, "flotilla_store_bytes", &["kind=\"held\""]), whole);
 }
 
 /// `flotilla pull --json`: bytes by source, of those sources that gave any.

@@ -74,15 +74,22 @@ fn call(address: &str, name: &'static str, ca: &Path, certificate: Option<&Path>
     called.map(|_| answer).map_err(|error| explain(&error))
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// A node's certificate of the authority in `ca`, for the node n9, that expired an hour ago.
 fn expired(ca: &Path, dir: &Path) -> PathBuf {
+    made(ca, dir, &["n9"], SystemTime::now() - HOUR)
+}
+
+/// A node's certificate of the authority in `ca`, good from yesterday until `until`.
+fn made(ca: &Path, dir: &Path, names: &[&str], until: SystemTime) -> PathBuf {
     let read = |file: &str| fs::read_to_string(ca.join(file)).unwrap();
     let ca_key = KeyPair::from_pem(&read("ca-key.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), ca_key).unwrap();
-    let mut params = CertificateParams::new(vec!["n9".to_owned()]).unwrap();
-    let hour = Duration::from_secs(3600);
-    params.not_before = (SystemTime::now() - hour * 24).into();
-    params.not_after = (SystemTime::now() - hour).into();
+    let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.not_before = (SystemTime::now() - HOUR * 24).into();
+    params.not_after = until.into();
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let key = KeyPair::generate().unwrap();
@@ -268,4 +275,21 @@ fn certificates_that_come_later(lab: &Lab, containerd: Programs) {
     let answer =
         call(&node.flotilla().address_of("mesh").unwrap(), "n2", &authority, Some(&renewed)).unwrap();
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+
+    is_reminded(&mut node, &|until| {
+        let last = self::made(&authority, &lab.dir().join("last-tls"), &[&name, &address], until);
+        put(&last, "node.pem");
+        put(&last, "node-key.pem");
+    });
+}
+
+/// What nobody renews is spoken of while it still works.
+fn is_reminded(node: &mut Node, put_one_until: &dyn Fn(SystemTime)) {
+    let until = SystemTime::now() + HOUR;
+    put_one_until(until);
+    node.flotilla().process().unwrap().wait_for("the certificate expires soon: ").unwrap();
+    readyz(node, "ready");
+    let expiry = node.flotilla().metrics().unwrap().sum("flotilla_certificate_expiry_seconds", &[]);
+    let since = until.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((expiry - since).abs() < 2.0, "{expiry} {since}");
 }

@@ -43,9 +43,6 @@ pub(super) struct Node {
     pub(super) snapshotter: bool,
 }
 
-/// Where a containerd from 2.2 on looks for hosts.toml folders without being told.
-const HOSTS_DIR: &str = "/etc/containerd/certs.d";
-
 /// Where CRI's registry settings may stand.
 const REGISTRY: [&[&str]; 2] = [
     &["plugins", "io.containerd.grpc.v1.cri", "registry"],
@@ -57,7 +54,10 @@ const REGISTRY: [&[&str]; 2] = [
 pub(super) enum HostsDir {
     /// Its settings say so.
     Said(PathBuf),
-    /// Nothing is said; it must be told, unless this is where it looks anyway.
+    /// Its settings say several, of which this is the first. CRI's pulls from 2.1 on hand the list to the transfer service,
+    /// which takes it for one folder and finds nothing (`transfer/registry`, `WithHostDir`).
+    List(PathBuf),
+    /// Nothing is said; it must be told. What it looks at by itself from 2.2 on is such a list.
     Unsaid(PathBuf),
     /// Its settings have `registry.mirrors` or `registry.configs`, beside which it refuses `config_path`.
     Refused,
@@ -76,19 +76,42 @@ pub(super) fn hosts_dir(config: &Path) -> anyhow::Result<HostsDir> {
             return Ok(HostsDir::Refused);
         }
         let path = registry.get("config_path").and_then(Item::as_str).unwrap_or_default();
-        if let Some(first) = path.split(':').find(|path| !path.is_empty()) {
-            found = HostsDir::Said(first.into());
-        }
+        let mut folders = path.split(':').filter(|path| !path.is_empty());
+        found = match (folders.next(), folders.next()) {
+            (Some(only), None) => HostsDir::Said(only.into()),
+            (Some(first), Some(_)) => HostsDir::List(first.into()),
+            (None, _) => continue,
+        };
+    }
+    let pulls_itself =
+        |document| lookup(document, &CRI_2).and_then(|images| images.get("use_local_image_pull"));
+    let splits = documents.iter().filter_map(pulls_itself).any(|item| item.as_bool() == Some(true));
+    if let (HostsDir::List(first), true) = (&found, splits) {
+        return Ok(HostsDir::Said(first.clone()));
     }
     Ok(found)
+}
+
+/// Whether `config`, or another file that it imports, turns CRI off, as that of Docker's packages does.
+pub(super) fn disables_cri(config: &Path) -> anyhow::Result<bool> {
+    let turns_off = |document: &DocumentMut| {
+        let disabled = document.get("disabled_plugins").and_then(Item::as_array);
+        let names = disabled.into_iter().flatten().filter_map(|name| name.as_str());
+        let is_cri =
+            |name| matches!(name, "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.images");
+        names.into_iter().any(is_cri)
+    };
+    Ok(imports::documents(config, &drop_in_of(config))?.iter().any(turns_off))
 }
 
 impl Node {
     /// The folder that containerd must be told of.
     fn config_path(&self, hosts: &HostsDir) -> Option<String> {
-        let HostsDir::Unsaid(dir) = hosts else { return None };
-        let known = (self.version.major, self.version.minor) >= (2, 2) && dir == Path::new(HOSTS_DIR);
-        (!known).then(|| dir.display().to_string())
+        match hosts {
+            HostsDir::Unsaid(dir) => Some(dir.display().to_string()),
+            HostsDir::List(first) if self.version.major >= 2 => Some(first.display().to_string()),
+            HostsDir::List(_) | HostsDir::Said(_) | HostsDir::Refused => None,
+        }
     }
 }
 
@@ -172,9 +195,11 @@ pub(super) fn uninstall_mirror(config: &Path) -> anyhow::Result<Vec<Change>> {
     let Some(ours) = read(&drop_in)?.filter(has_plugin) else { return uninstall(config) };
     let mut changes = Vec::new();
     let mut document = parse(&drop_in, &ours)?;
-    if let Some(registry) = find(&mut document, REGISTRY[1]) {
-        registry.remove("config_path");
-        remove_empty(&mut document, &DocumentMut::new(), REGISTRY[1]);
+    for section in REGISTRY {
+        if let Some(registry) = find(&mut document, section) {
+            registry.remove("config_path");
+            remove_empty(&mut document, &DocumentMut::new(), section);
+        }
     }
     let after = Some(document.to_string());
     changes.push(Change { path: drop_in, before: Some(ours), after, backup: Backup::Leave });
@@ -407,7 +432,9 @@ fn drop_in_text(node: &Node, file_version: i64, hosts_dir: Option<&str>) -> Stri
     document["version"] = value(file_version);
     let named = "a table of a new document";
     if let Some(hosts_dir) = hosts_dir.filter(|_| node.version.major >= 2) {
-        table(&mut document, REGISTRY[1]).expect(named)["config_path"] = value(hosts_dir);
+        // Migrating a file of version 2, containerd 2.1 lets the old section win.
+        let section = if file_version == 2 { REGISTRY[0] } else { REGISTRY[1] };
+        table(&mut document, section).expect(named)["config_path"] = value(hosts_dir);
     }
     if !node.snapshotter {
         return format!("{HEADER}{document}");
@@ -461,6 +488,17 @@ mod tests {
             std::fs::write(&config, text).unwrap();
         }
         (dir, config)
+    }
+
+    #[test]
+    fn a_containerd_of_dockers_packages_has_no_cri() {
+        let (_dir, config) = machine(Some("disabled_plugins = [\"cri\"]\n"));
+        assert!(disables_cri(&config).unwrap());
+        let (_dir, config) =
+            machine(Some("version = 2\ndisabled_plugins = [\"io.containerd.internal.v1.opt\"]\n"));
+        assert!(!disables_cri(&config).unwrap());
+        let (_dir, config) = machine(None);
+        assert!(!disables_cri(&config).unwrap());
     }
 
     fn apply(changes: &[Change]) {
@@ -632,16 +670,21 @@ version = 2
     }
 
     #[test]
-    fn containerd_is_told_where_hosts_toml_lies_unless_it_knows_or_refuses() {
+    fn containerd_is_told_where_hosts_toml_lies_unless_it_says_so_or_refuses() {
         let said = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/a:/b\"\n";
         let mirrors = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = []\n";
         let (_dir, config) = machine(Some(said));
+        assert_eq!(hosts_dir(&config).unwrap(), HostsDir::List("/a".into()));
+        apply(&install(&config, &node("1.7.24")).unwrap());
+        assert!(read(&config).unwrap().unwrap().contains("config_path = \"/a:/b\""), "1.7 splits it");
+        let local = format!("{said}[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true\n");
+        let (_dir, config) = machine(Some(&local));
         assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()));
         let (_dir, config) = machine(Some(mirrors));
         assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Refused);
         apply(&install(&config, &node("1.7.24")).unwrap());
         assert!(!read(&config).unwrap().unwrap().contains("config_path"));
-        for version in ["1.6.20", "1.7.24", "2.1.4"] {
+        for version in ["1.6.20", "1.7.24", "2.1.4", "2.4.2"] {
             for snapshotter in [true, false] {
                 let (_dir, config) = machine(Some(WITH_COMMENTS));
                 apply(&install(&config, &Node { snapshotter, ..node(version) }).unwrap());
@@ -664,7 +707,7 @@ version = 2
         let cri = "plugins.\"io.containerd.grpc.v1.cri\".registry";
         let mirrors = format!("version = 2\n[{cri}.mirrors.\"docker.io\"]\nendpoint = []\n");
         let said = format!("version = 2\n[{cri}]\nconfig_path = \"/a:/b\"\n");
-        for (text, wanted) in [(mirrors, HostsDir::Refused), (said, HostsDir::Said("/a".into()))] {
+        for (text, wanted) in [(mirrors, HostsDir::Refused), (said, HostsDir::List("/a".into()))] {
             for main in [Some("version = 2\nimports = [\"conf.d/*.toml\"]\n"), None] {
                 let (dir, config) = machine(main);
                 std::fs::create_dir(dir.path().join("conf.d")).unwrap();
@@ -672,7 +715,8 @@ version = 2
                 assert_eq!(hosts_dir(&config).unwrap(), wanted);
                 apply(&install(&config, &node("2.1.4")).unwrap());
                 let drop_in = read(&drop_in_of(&config)).unwrap().unwrap();
-                assert!(!drop_in.contains("config_path"), "{drop_in}");
+                let is_list = matches!(wanted, HostsDir::List(_));
+                assert_eq!(drop_in.contains("config_path = \"/a\""), is_list, "{drop_in}");
             }
         }
     }

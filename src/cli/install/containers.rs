@@ -72,7 +72,7 @@ fn own(written: &Table) -> Option<Table> {
     let registry = written.get("prefix")?.as_str()?;
     let mirrors = written.get("mirror")?.as_array_of_tables()?;
     let location = mirrors.iter().next()?.get("location")?.as_str()?;
-    let again = entry(registry, location.strip_suffix(&format!("/{registry}"))?);
+    let again = entry(registry, location.strip_suffix(&format!("/{}", in_path(registry)))?);
     (again.to_string() == written.to_string()).then_some(again)
 }
 
@@ -94,13 +94,18 @@ fn entry(registry: &str, mirror: &str) -> Table {
     entry["prefix"] = value(registry);
     entry["location"] = value(registry);
     let mut ours = Table::new();
-    ours["location"] = value(format!("{}/{registry}", mirror.trim_start_matches("http://")));
+    ours["location"] = value(format!("{}/{}", mirror.trim_start_matches("http://"), in_path(registry)));
     // Plain HTTP, which does not leave this machine.
     ours["insecure"] = value(true);
     let mut mirrors = ArrayOfTables::new();
     mirrors.push(ours);
     entry["mirror"] = Item::ArrayOfTables(mirrors);
     entry
+}
+
+/// A registry as the mirror takes it in a path, where Podman bears no colon.
+fn in_path(registry: &str) -> String {
+    registry.replacen(':', "_", 1)
 }
 
 /// Another file that has an entry for `registry`: of two entries for one prefix only one counts.
@@ -133,7 +138,7 @@ mod tests {
         let dir = place.path().join("registries.conf.d");
         let theirs = "[[registry]]\nlocation = \"r.local\"\n";
         std::fs::write(place.path().join("registries.conf"), theirs).unwrap();
-        let registries = ["docker.io".to_owned(), "r.local".to_owned()];
+        let registries = ["docker.io".to_owned(), "r.local".to_owned(), "10.0.0.9:5000/team".to_owned()];
         let (change, notes) = install(&dir, &registries, "http://127.0.0.1:7441").unwrap();
         assert!(
             notes.len() == 1 && notes[0].contains("registries.conf has settings for r.local"),
@@ -145,6 +150,7 @@ mod tests {
             text.contains("location = \"127.0.0.1:7441/docker.io\"") && !text.contains("r.local"),
             "{text}"
         );
+        assert!(text.contains("location = \"127.0.0.1:7441/10.0.0.9_5000/team\""), "{text}");
         assert!(!install(&dir, &registries, "http://127.0.0.1:7441").unwrap().0.is_needed());
         uninstall(&dir).unwrap().apply().unwrap();
         assert_eq!(read(&dir.join(NAME)).unwrap(), None);

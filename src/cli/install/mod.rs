@@ -15,6 +15,7 @@ mod nerdctl;
 use std::{
     io::{BufRead as _, IsTerminal as _, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -63,7 +64,8 @@ struct Targets {
     /// Where Podman and CRI-O read settings of registries.
     #[arg(long, default_value = REGISTRIES_DIR, value_name = "DIR")]
     registries_dir: PathBuf,
-    /// Registries that Podman and CRI-O pull by the mirror. What is uninstalled is uninstalled for all.
+    /// Registries that Podman and CRI-O pull by the mirror: all of them, for a list replaces that of before. What is
+    /// uninstalled is uninstalled for all.
     #[arg(long, default_value = "docker.io", value_delimiter = ',', value_name = "HOST", value_parser = registry)]
     registries: Vec<String>,
     /// Show what would change, change nothing.
@@ -77,14 +79,24 @@ struct Targets {
     no_restart: bool,
 }
 
-/// Podman refuses every pull when it finds a name that cannot be in one of its files.
+/// A registry as Podman and the mirror both take it: Podman refuses every pull when it finds a name that cannot be in one
+/// of its files, and the mirror takes a first word without a dot for a part of Docker Hub.
 fn registry(text: &str) -> Result<String, String> {
-    let is_part = |part: &str| {
-        !part.is_empty() && part.chars().all(|char| char.is_ascii_alphanumeric() || "-._:[]*".contains(char))
+    let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let of = |part: &str, more: &str| {
+        !part.is_empty()
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))
     };
-    match text.split('/').all(is_part) {
+    let is_host = of(name, "-.") && (name.contains('.') || name == "localhost");
+    let is_port = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    let is_path = path.is_none_or(|path| path.split('/').all(|part| of(part, "-._")));
+    match is_host && is_port && is_path {
         true => Ok(text.to_owned()),
-        false => Err("name it as its images' names begin: a host, and its port if it has one".to_owned()),
+        false => Err(
+            "name it as its images' names begin: a host with a dot in it, in lower case, and its port if it has one"
+                .to_owned(),
+        ),
     }
 }
 
@@ -115,6 +127,9 @@ pub(super) struct InstallArgs {
 pub(super) struct UninstallArgs {
     #[command(flatten)]
     targets: Targets,
+    /// Taken, so that the words of `install` can be given again; what is taken out is the same for all versions.
+    #[arg(long, value_name = "VERSION", hide = true)]
+    containerd_version: Option<String>,
 }
 
 pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
@@ -134,10 +149,17 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         );
         let node = containerd::Node {
             version,
-            socket: settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock"),
+            socket: snapshots_socket(settings),
             root: settings.path("containerd.snapshot_root").unwrap_or_default(),
             snapshotter: args.targets.containerd,
         };
+        if containerd::disables_cri(config)? {
+            writeln!(
+                out,
+                "{}: disabled_plugins has CRI, so kubelet and crictl cannot use this containerd; nerdctl, ctr and Docker can",
+                config.display()
+            )?;
+        }
         changes.extend(enter_mirror(&args.targets.containerd_config, settings, out)?);
         changes.extend(containerd::install(&args.targets.containerd_config, &node)?);
     }
@@ -154,16 +176,23 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         for note in notes {
             writeln!(out, "{note}")?;
         }
-        writeln!(out, "registries that flotilla does not know are shared once mirror.registries names them")?;
+        writeln!(
+            out,
+            "of these registries the cluster shares docker.io and those that mirror.registries in Flotilla's settings names"
+        )?;
         changes.push(change);
     }
-    apply(&args.targets, changes, out)
+    let restart = Restart {
+        needs: args.targets.containerd.then(|| snapshots_socket(settings)),
+        undo: "; `flotilla uninstall --containerd` takes the change back",
+    };
+    apply(&args.targets, changes, &restart, out)
 }
 
 /// Our mirror in containerd's hosts.toml folders. What is left as it is, is said.
 fn enter_mirror(config: &Path, settings: &Settings, out: &mut impl Write) -> anyhow::Result<Vec<Change>> {
     let dir = match containerd::hosts_dir(config)? {
-        HostsDir::Said(dir) | HostsDir::Unsaid(dir) => dir,
+        HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::List(dir) => dir,
         HostsDir::Refused => {
             writeln!(
                 out,
@@ -214,7 +243,9 @@ pub(super) fn uninstall(
     let mut changes = Vec::new();
     if args.targets.of_containerd() {
         let config = &args.targets.containerd_config;
-        if let HostsDir::Said(dir) | HostsDir::Unsaid(dir) = containerd::hosts_dir(config)? {
+        if let HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::List(dir) =
+            containerd::hosts_dir(config)?
+        {
             changes.extend(hosts::uninstall(&dir, mirror_url(settings).as_deref())?);
         }
         changes.extend(match args.targets.containerd {
@@ -231,10 +262,28 @@ pub(super) fn uninstall(
     if args.targets.of_containers() {
         changes.push(containers::uninstall(&args.targets.registries_dir)?);
     }
-    apply(&args.targets, changes, out)
+    apply(&args.targets, changes, &Restart { needs: None, undo: "" }, out)
 }
 
-fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyhow::Result<()> {
+/// What is minded when containerd is to start again.
+struct Restart {
+    /// The daemon's socket, where containerd is to have our snapshotter: without an answer there it loses sight of its
+    /// images until its next start.
+    needs: Option<PathBuf>,
+    /// What to say if it does not start.
+    undo: &'static str,
+}
+
+fn snapshots_socket(settings: &Settings) -> PathBuf {
+    settings.path("node.run_dir").unwrap_or_default().join("snapshots.sock")
+}
+
+fn apply(
+    targets: &Targets,
+    changes: Vec<Change>,
+    restart: &Restart,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     if targets.are_none() {
         bail!(
             "say whose settings: --containerd, --containerd-mirror, --nerdctl, --docker, --podman or --crio"
@@ -261,10 +310,21 @@ fn apply(targets: &Targets, changes: Vec<Change>, out: &mut impl Write) -> anyho
     if targets.crio {
         writeln!(out, "CRI-O reads its registries when it is told to: `systemctl reload crio`")?;
     }
-    if targets.of_containerd() { offer_restart(targets, out) } else { Ok(()) }
+    if targets.of_containerd() { offer_restart(targets, restart, out) } else { Ok(()) }
 }
 
-fn offer_restart(targets: &Targets, out: &mut impl Write) -> anyhow::Result<()> {
+fn offer_restart(targets: &Targets, restart: &Restart, out: &mut impl Write) -> anyhow::Result<()> {
+    let Restart { needs, undo } = restart;
+    if let Some(socket) = needs.as_ref().filter(|socket| UnixStream::connect(socket).is_err()) {
+        let first = format!(
+            "no daemon listens on {}: start it (`systemctl enable --now flotilla.socket flotilla.service`) before containerd \
+             restarts, which would lose sight of its images until its next start",
+            socket.display()
+        );
+        anyhow::ensure!(!targets.restart, "containerd was not restarted: {first}");
+        writeln!(out, "{first}")?;
+        return Ok(());
+    }
     let ask = std::io::stdin().is_terminal() && !targets.no_restart;
     let restart = targets.restart || (ask && confirmed(out)?);
     if !restart {
@@ -277,9 +337,7 @@ fn offer_restart(targets: &Targets, out: &mut impl Write) -> anyhow::Result<()> 
     let status = Command::new("systemctl").args(["restart", "containerd"]).status();
     let status = status.context("cannot run `systemctl restart containerd`")?;
     if !status.success() {
-        bail!(
-            "`systemctl restart containerd` failed ({status}); `flotilla uninstall --containerd` takes the change back"
-        );
+        bail!("`systemctl restart containerd` failed ({status}), `journalctl -u containerd` says why{undo}");
     }
     writeln!(out, "containerd restarted")?;
     Ok(())

@@ -41,10 +41,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
 pub use harbor::Jobs;
-pub use preheat::{NodeLine, PreheatLine};
+pub use preheat::{NodeLine, PreheatLine, SummaryLine};
 pub use pull::{LayerLine, PullLine};
 pub use rates::{RateLine, Rates, RatesLine, RatesQuery};
-pub use status::{BytesBySource, MemberLine, MeshLine, PullingLine, Status, StoreLine};
+pub use status::{BytesBySource, ContainerdLine, MemberLine, MeshLine, PullingLine, Status, StoreLine};
 
 use crate::{preheat::Preheats, pull::Pulls};
 

@@ -26,12 +26,22 @@ pub(super) struct Wish {
     into: Option<String>,
 }
 
-/// One line of the answer. The first is the image; then come the nodes, each until it is done or has failed.
+/// One line of the answer. The first is the image; then come the nodes, each until it is done or has failed; the last
+/// is the summary, without which somebody has hung up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PreheatLine {
     Image { image: String, digest: String, nodes: Vec<String> },
     Node(NodeLine),
+    Summary(SummaryLine),
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SummaryLine {
+    pub nodes: usize,
+    pub done: usize,
+    pub failed: usize,
 }
 
 /// How a node is doing.
@@ -107,8 +117,20 @@ pub(super) fn status_of(error: &PreheatError) -> StatusCode {
 
 fn lines(image: String, ordered: Ordered) -> impl Stream<Item = PreheatLine> + Send {
     let Ordered { root, nodes, news } = ordered;
-    let nodes = nodes.into_iter().map(|member| member.name).collect();
+    let nodes: Vec<String> = nodes.into_iter().map(|member| member.name).collect();
+    let summary = SummaryLine { nodes: nodes.len(), ..SummaryLine::default() };
     let first = PreheatLine::Image { image, digest: root.digest.to_string(), nodes };
-    let rest = news.map(|(member, progress)| PreheatLine::Node(NodeLine::new(&member, &progress)));
+    let rest = stream::unfold(Some((news, summary)), |state| async move {
+        let (mut news, mut summary) = state?;
+        let Some((member, progress)) = news.next().await else {
+            return Some((PreheatLine::Summary(summary), None));
+        };
+        match progress.state {
+            Standing::Done => summary.done += 1,
+            Standing::Failed(_) => summary.failed += 1,
+            Standing::Waiting | Standing::Pulling | Standing::Unpacking => {}
+        }
+        Some((PreheatLine::Node(NodeLine::new(&member, &progress)), Some((news, summary))))
+    });
     stream::once(async move { first }).chain(rest)
 }

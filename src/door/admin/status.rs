@@ -13,6 +13,9 @@ pub struct Status {
     pub pulls: Vec<PullingLine>,
     pub store: StoreLine,
     pub mesh: MeshLine,
+    /// Absent from a daemon that is older than this.
+    #[serde(default)]
+    pub containerd: Option<ContainerdLine>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,5 +69,21 @@ pub struct StoreLine {
 pub struct MeshLine {
     pub open: bool,
     /// Why it is closed, or why its certificate cannot be renewed.
+    pub reason: Option<String>,
+    /// Whether this node is meant to be in a mesh: members are named, or there is some file of a certificate.
+    #[serde(default)]
+    pub wanted: bool,
+    /// When the certificate in use expires, RFC 3339.
+    #[serde(default)]
+    pub certificate_until: Option<String>,
+}
+
+/// The containerd of this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerdLine {
+    /// Whether it answered when it was last asked, which is every few seconds.
+    pub answers: bool,
+    pub version: Option<String>,
+    /// Why its pulls are left to it.
     pub reason: Option<String>,
 }

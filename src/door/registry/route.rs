@@ -105,7 +105,7 @@ fn repository(name: &str, namespace: Option<String>, default_upstream: &str) -> 
     let prefixed = name.split_once('/').filter(|(first, _)| looks_like_a_host(first));
     let (host, path) = match (namespace, prefixed) {
         (Some(host), _) => (host, name),
-        (None, Some((host, path))) => (host.to_owned(), path),
+        (None, Some((host, path))) => (with_port(host), path),
         (None, None) => (default_upstream.to_owned(), name),
     };
     let host = match host.as_str() {
@@ -117,9 +117,17 @@ fn repository(name: &str, namespace: Option<String>, default_upstream: &str) -> 
     format!("{host}/{path}").parse().ok().filter(|repository: &Repository| repository.host == host)
 }
 
+/// `host_port` is how a host with a port stands in the path of an image's name, where no colon may be.
+fn with_port(word: &str) -> String {
+    match word.rsplit_once('_') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => format!("{host}:{port}"),
+        _ => word.to_owned(),
+    }
+}
+
 /// As Docker tells a host from the first word of a path.
 fn looks_like_a_host(word: &str) -> bool {
-    word.contains(['.', ':']) || word == "localhost"
+    word.contains(['.', ':']) || word == "localhost" || word.starts_with("localhost_")
 }
 
 #[cfg(test)]
@@ -147,6 +155,9 @@ mod tests {
             ),
             ("/v2/r.local/a/b/manifests/v1", None, "r.local/a/b", false),
             ("/v2/localhost:5000/a/manifests/v1", None, "localhost:5000/a", false),
+            ("/v2/localhost_5000/a/manifests/v1", None, "localhost:5000/a", false),
+            ("/v2/10.0.0.9_5000/a/manifests/v1", None, "10.0.0.9:5000/a", false),
+            ("/v2/team_5000/a/manifests/v1", None, "docker.io/team_5000/a", false),
             ("/v2/team/app/manifests/v1", None, "docker.io/team/app", false),
             ("/v2/debian/manifests/v1", None, "docker.io/library/debian", false),
             ("/v2/registry.example/a/manifests/v1", Some("ns=r.local"), "r.local/registry.example/a", true),

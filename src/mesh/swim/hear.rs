@@ -82,7 +82,7 @@ impl Swim {
         let (life, me) = (update.id(), self.me().clone());
         if life.name() == me.name() {
             if life.is_newer_than(&me) {
-                self.hear_of_namesake(life, &me, now);
+                self.hear_of_namesake(life, (update.state(), &me), now);
             }
             return *life == me;
         }
@@ -96,9 +96,10 @@ impl Swim {
     }
 
     /// Somebody knows a later life of this node than this one: an earlier daemon of it, by whose clock it was
-    /// later, or another node of the same name.
-    fn hear_of_namesake(&mut self, life: &Life, me: &Life, now: Instant) {
-        if life.member().address == me.member().address {
+    /// later, or another node of the same name. Where that one is gone the name is this node's again, but others believe
+    /// it only of a life that is later still.
+    fn hear_of_namesake(&mut self, life: &Life, (state, me): (State, &Life), now: Instant) {
+        if life.member().address == me.member().address || state == State::Down {
             self.renewal.outdo = self.renewal.outdo.max(life.member().generation);
             self.plan_renewal(now);
         } else {

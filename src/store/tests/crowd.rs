@@ -8,7 +8,8 @@ fn act(store: &Store, sample: &Sample, theirs: &Path, turn: usize) {
     match turn % 6 {
         0 | 1 => match store.arrive(&sample.digest, sample.len()) {
             Ok(arriving) => finish(&arriving, sample),
-            Err(ArriveError::Proven { .. }) => {}
+            // Four of these blobs are a little more than the quota.
+            Err(ArriveError::Proven { .. } | ArriveError::NoSpace { .. }) => {}
             Err(error) => panic!("{error}"),
         },
         2 => drop(store.adopt(&sample.digest, sample.len(), theirs).unwrap()),

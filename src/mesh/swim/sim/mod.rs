@@ -179,6 +179,9 @@ impl Sim {
         if node.fault != Fault::None {
             return self.unheard(number, message);
         }
+        if net::wanted(&message).is_some_and(|name| name != node.name) {
+            return self.refuse(message);
+        }
         if let Some(until) = node.stalled_until.filter(|until| *until > self.now) {
             self.put(until - self.now, number, message);
             return;

@@ -134,12 +134,20 @@ impl Sim {
             return;
         };
         match self.nodes[number].fault {
-            Fault::Refusing => {
-                if let Some(event) = lost(message, true) {
-                    self.put(Duration::from_millis(1), from, Message::Outcome(event));
-                }
-            }
+            Fault::Refusing => self.refuse(message),
             Fault::Silent | Fault::None => self.give_up(from, message),
+        }
+    }
+
+    /// Nobody listens there, or somebody of another name, as the certificate says before anything is heard.
+    pub(super) fn refuse(&mut self, message: Message) {
+        let (Message::Frame { from, .. } | Message::Watch { from, .. } | Message::Hello { from, .. }) =
+            message
+        else {
+            return;
+        };
+        if let Some(event) = lost(message, true) {
+            self.put(Duration::from_millis(1), from, Message::Outcome(event));
         }
     }
 
@@ -221,6 +229,24 @@ impl Sim {
             let delay = self.delay(number, from);
             self.put(delay, from, Message::Outcome(outcome));
         }
+    }
+}
+
+/// Whom a call is meant for.
+pub(super) fn wanted(message: &Message) -> Option<&str> {
+    match message {
+        Message::Frame { to, .. } => Some(to.name()),
+        Message::Watch { who, .. } => Some(who.name()),
+        Message::Hello { target: Target::Member(life), .. } => Some(life.name()),
+        Message::Hello { target: Target::Contact(_), .. }
+        | Message::Wake
+        | Message::Start
+        | Message::Outcome(_)
+        | Message::Answer { .. }
+        | Message::Compare { .. }
+        | Message::Parts { .. }
+        | Message::Exchange { .. }
+        | Message::Exchanged { .. } => None,
     }
 }
 
