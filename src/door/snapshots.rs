@@ -8,14 +8,20 @@
 mod message;
 mod status;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     oci::Digest,
@@ -29,6 +35,9 @@ const MESSAGE_LEN_MAX: usize = 16 << 20;
 /// Calls in flight on one connection. containerd has one connection for all its work, and a Remove must
 /// never queue behind Prepares that wait: far more than a node starts containers at once.
 const STREAMS_MAX: u32 = 4096;
+
+/// How often it is said that containerd knows more than there is: a single pull asks a dozen times.
+const MISS_EVERY: Duration = Duration::from_secs(60);
 
 /// Answer of an [`Interceptor`] to a Prepare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +113,7 @@ pub fn service(
     snapshots: Arc<Snapshots>,
     interceptor: Arc<dyn Interceptor>,
 ) -> snapshots_server::SnapshotsServer<Door> {
-    snapshots_server::SnapshotsServer::new(Door { snapshots, interceptor })
+    snapshots_server::SnapshotsServer::new(Door { snapshots, interceptor, missed_at: Mutex::default() })
         .max_decoding_message_size(MESSAGE_LEN_MAX)
         .max_encoding_message_size(MESSAGE_LEN_MAX)
 }
@@ -127,9 +136,26 @@ pub async fn serve(
 pub struct Door {
     snapshots: Arc<Snapshots>,
     interceptor: Arc<dyn Interceptor>,
+    /// When it was last said that containerd knows more than there is.
+    missed_at: Mutex<Option<Instant>>,
 }
 
 impl Door {
+    /// containerd knows a snapshot that we do not.
+    fn miss(&self, key: &str, now: Instant) {
+        let mut missed_at = self.missed_at.lock();
+        if missed_at.is_some_and(|at| now.duration_since(at) < MISS_EVERY) {
+            return;
+        }
+        *missed_at = Some(now);
+        tracing::warn!(
+            key,
+            "containerd knows a snapshot that is not here, as when the folder of snapshots was removed: images with that \
+             layer cannot be pulled until containerd has forgotten it, by the removal of every container and image that \
+             has it (all of them: `crictl rmp -af && crictl rmi -a`)"
+        );
+    }
+
     /// Runs `work` on a blocking thread, to its end even if nobody waits for it any more.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -214,19 +240,15 @@ impl snapshots_server::Snapshots for Door {
         request: Request<api::StatSnapshotRequest>,
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
-        let info = self.blocking(move |snapshots, _| {
-            let known = snapshots.stat(&key);
-            if matches!(known, Err(SnapshotError::NotFound { .. })) {
-                // Of what it does not know itself containerd does not ask.
-                tracing::warn!(
-                    %key,
-                    "containerd knows a snapshot that is not here, as when its folder was removed: pulls of its image fail \
-                     until containerd has forgotten it (`crictl rmi`, `nerdctl rmi` or `ctr images rm`), then work"
-                );
-            }
-            known
-        });
-        let info = info.await?;
+        let stat = {
+            let key = key.clone();
+            self.blocking(move |snapshots, _| snapshots.stat(&key)).await
+        };
+        // Of what it does not know itself containerd does not ask.
+        if stat.as_ref().is_err_and(|status| status.code() == Code::NotFound) {
+            self.miss(&key, Instant::now());
+        }
+        let info = stat?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(message::info(info)) }))
     }
 

@@ -43,6 +43,13 @@ fn twice_the_crowd_takes_hardly_longer() {
 }
 
 #[test]
+fn a_layer_of_few_pieces_is_passed_on_from_the_first() {
+    // 96 pieces, of which sixteen nodes need the first ones before they have anything to give.
+    let makespans = SEEDS.map(|seed| run(Plan::cold(seed, 2 * CROWD, 24)).makespan());
+    assert!(makespans.iter().sum::<f64>() < 1.29 * SEEDS.len() as f64, "{makespans:?}");
+}
+
+#[test]
 fn a_leech_is_nobodys_source() {
     for seed in SEEDS {
         let sim = with_fault(seed, 0, |_| Fault::Leech);

@@ -8,30 +8,43 @@ use super::{
     files::{Backup, Change, backup_of},
     parse, read,
 };
+use crate::oci::host_name;
 
 const HEADER: &str =
     "# The node's own mirror, entered by `flotilla install`; `flotilla uninstall` removes this file.\n";
 
 const NAME: &str = "flotilla.conf";
 
-/// The file for `registries`, and what is said about those that somebody else has settings for.
-pub(super) fn install(
-    dir: &Path,
-    registries: &[String],
-    mirror: &str,
-) -> anyhow::Result<(Change, Vec<String>)> {
+/// What is entered.
+pub(super) struct Wanted<'a> {
+    pub(super) registries: &'a [String],
+    pub(super) mirror: &'a str,
+    /// Those of them that are spoken to without TLS, which Podman has to be told.
+    pub(super) plain: &'a [String],
+}
+
+/// The file for the registries, and what is said about those that somebody else has settings for.
+pub(super) fn install(dir: &Path, wanted: &Wanted<'_>) -> anyhow::Result<(Change, Vec<String>)> {
     let (mut entries, mut notes) = (ArrayOfTables::new(), Vec::new());
-    for registry in registries {
+    for registry in wanted.registries {
         match owner(dir, registry)? {
-            Some(file) => notes.push(format!("{file} has settings for {registry}; left alone")),
-            None => entries.push(entry(registry, mirror)),
+            Some(file) => notes.push(format!(
+                "{file} has settings for {registry}, of which Podman takes one only: left alone, and its pulls do not go by \
+                 the mirror unless you add this to them:\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true",
+                location(registry, wanted.mirror)
+            )),
+            None => {
+                let host = registry.split('/').next().unwrap_or_default();
+                let is_plain = wanted.plain.iter().any(|plain| plain == host || plain == host_name(host));
+                entries.push(entry(registry, wanted.mirror, is_plain));
+            }
         }
     }
     let path = dir.join(NAME);
-    let before = read(&path)?;
     if entries.is_empty() {
-        return Ok((Change { path, after: before.clone(), before, backup: Backup::Leave }, notes));
+        return Ok((uninstall(dir)?, notes));
     }
+    let before = read(&path)?;
     // What somebody has written there comes back.
     let is_theirs = before.as_deref().is_some_and(|text| !is_ours(&path, text));
     let backup = if is_theirs { Backup::Make } else { Backup::Leave };
@@ -72,7 +85,8 @@ fn own(written: &Table) -> Option<Table> {
     let registry = written.get("prefix")?.as_str()?;
     let mirrors = written.get("mirror")?.as_array_of_tables()?;
     let location = mirrors.iter().next()?.get("location")?.as_str()?;
-    let again = entry(registry, location.strip_suffix(&format!("/{}", in_path(registry)))?);
+    let is_plain = written.get("insecure").and_then(Item::as_bool) == Some(true);
+    let again = entry(registry, location.strip_suffix(&format!("/{}", in_path(registry)))?, is_plain);
     (again.to_string() == written.to_string()).then_some(again)
 }
 
@@ -89,18 +103,25 @@ fn without_ours(path: &Path, text: &str) -> anyhow::Result<Option<String>> {
     Ok((!left.trim().is_empty()).then_some(left))
 }
 
-fn entry(registry: &str, mirror: &str) -> Table {
+fn entry(registry: &str, mirror: &str, is_plain: bool) -> Table {
     let mut entry = Table::new();
     entry["prefix"] = value(registry);
     entry["location"] = value(registry);
+    if is_plain {
+        entry["insecure"] = value(true);
+    }
     let mut ours = Table::new();
-    ours["location"] = value(format!("{}/{}", mirror.trim_start_matches("http://"), in_path(registry)));
+    ours["location"] = value(location(registry, mirror));
     // Plain HTTP, which does not leave this machine.
     ours["insecure"] = value(true);
     let mut mirrors = ArrayOfTables::new();
     mirrors.push(ours);
     entry["mirror"] = Item::ArrayOfTables(mirrors);
     entry
+}
+
+fn location(registry: &str, mirror: &str) -> String {
+    format!("{}/{}", mirror.trim_start_matches("http://"), in_path(registry))
 }
 
 /// A registry as the mirror takes it in a path, where Podman bears no colon.
@@ -139,7 +160,12 @@ mod tests {
         let theirs = "[[registry]]\nlocation = \"r.local\"\n";
         std::fs::write(place.path().join("registries.conf"), theirs).unwrap();
         let registries = ["docker.io".to_owned(), "r.local".to_owned(), "10.0.0.9:5000/team".to_owned()];
-        let (change, notes) = install(&dir, &registries, "http://127.0.0.1:7441").unwrap();
+        let wanted = Wanted {
+            registries: &registries,
+            mirror: "http://127.0.0.1:7441",
+            plain: &["10.0.0.9:5000".to_owned()],
+        };
+        let (change, notes) = install(&dir, &wanted).unwrap();
         assert!(
             notes.len() == 1 && notes[0].contains("registries.conf has settings for r.local"),
             "{notes:?}"
@@ -150,8 +176,15 @@ mod tests {
             text.contains("location = \"127.0.0.1:7441/docker.io\"") && !text.contains("r.local"),
             "{text}"
         );
-        assert!(text.contains("location = \"127.0.0.1:7441/10.0.0.9_5000/team\""), "{text}");
-        assert!(!install(&dir, &registries, "http://127.0.0.1:7441").unwrap().0.is_needed());
+        let plain = "location = \"10.0.0.9:5000/team\"\ninsecure = true\n\n[[registry.mirror]]\n\
+                     location = \"127.0.0.1:7441/10.0.0.9_5000/team\"";
+        assert!(text.contains(plain) && text.matches("insecure").count() == 3, "{text}");
+        assert!(!install(&dir, &wanted).unwrap().0.is_needed());
+        // What somebody else has settings for since does not stay beside them.
+        let all = "[[registry]]\nlocation = \"docker.io\"\n[[registry]]\nlocation = \"10.0.0.9:5000/team\"\n";
+        std::fs::write(dir.join("50-theirs.conf"), all).unwrap();
+        assert_eq!(install(&dir, &wanted).unwrap().0.after, None);
+        std::fs::remove_file(dir.join("50-theirs.conf")).unwrap();
         uninstall(&dir).unwrap().apply().unwrap();
         assert_eq!(read(&dir.join(NAME)).unwrap(), None);
         assert!(!uninstall(&dir).unwrap().is_needed());
@@ -164,14 +197,15 @@ mod tests {
         let (hub, mirror) = (["docker.io".to_owned()], "http://127.0.0.1:7441");
         let theirs = "[[registry]]\nlocation = \"r.local\"\n";
         std::fs::write(&file, theirs).unwrap();
-        install(dir, &hub, mirror).unwrap().0.apply().unwrap();
+        let at = |mirror| install(dir, &Wanted { registries: &hub, mirror, plain: &[] }).unwrap().0;
+        at(mirror).apply().unwrap();
         // The address has changed, and with it what we write.
-        install(dir, &hub, "http://127.0.0.1:9999").unwrap().0.apply().unwrap();
+        at("http://127.0.0.1:9999").apply().unwrap();
         uninstall(dir).unwrap().apply().unwrap();
         assert_eq!(read(&file).unwrap().as_deref(), Some(theirs));
         std::fs::remove_file(&file).unwrap();
 
-        install(dir, &hub, mirror).unwrap().0.apply().unwrap();
+        at(mirror).apply().unwrap();
         let added = format!("{}\n[[registry]]\nlocation = \"r.local\"\n", read(&file).unwrap().unwrap());
         std::fs::write(&file, added).unwrap();
         uninstall(dir).unwrap().apply().unwrap();

@@ -171,8 +171,12 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
     }
     if args.targets.of_containers() {
         let mirror = fixed_mirror_url(settings)?;
-        let (change, notes) =
-            containers::install(&args.targets.registries_dir, &args.targets.registries, &mirror)?;
+        let wanted = containers::Wanted {
+            registries: &args.targets.registries,
+            mirror: &mirror,
+            plain: &settings.texts("registry.plain_http"),
+        };
+        let (change, notes) = containers::install(&args.targets.registries_dir, &wanted)?;
         for note in notes {
             writeln!(out, "{note}")?;
         }
@@ -300,6 +304,17 @@ fn apply(
     if targets.dry_run {
         return Ok(());
     }
+    let needed = restart.needs.as_ref().filter(|socket| UnixStream::connect(socket).is_err());
+    let first = needed.map(|socket| {
+        format!(
+            "no daemon listens on {}: start it (`systemctl enable --now flotilla.socket flotilla.service`) before containerd \
+             restarts, which would lose sight of its images until its next start",
+            socket.display()
+        )
+    });
+    if let (Some(first), true) = (&first, targets.restart) {
+        bail!("nothing was changed: {first}");
+    }
     for change in &changes {
         change.apply()?;
         writeln!(out, "{}", change.done())?;
@@ -310,21 +325,14 @@ fn apply(
     if targets.crio {
         writeln!(out, "CRI-O reads its registries when it is told to: `systemctl reload crio`")?;
     }
-    if targets.of_containerd() { offer_restart(targets, restart, out) } else { Ok(()) }
+    match first {
+        Some(first) => Ok(writeln!(out, "{first}")?),
+        None if targets.of_containerd() => offer_restart(targets, restart.undo, out),
+        None => Ok(()),
+    }
 }
 
-fn offer_restart(targets: &Targets, restart: &Restart, out: &mut impl Write) -> anyhow::Result<()> {
-    let Restart { needs, undo } = restart;
-    if let Some(socket) = needs.as_ref().filter(|socket| UnixStream::connect(socket).is_err()) {
-        let first = format!(
-            "no daemon listens on {}: start it (`systemctl enable --now flotilla.socket flotilla.service`) before containerd \
-             restarts, which would lose sight of its images until its next start",
-            socket.display()
-        );
-        anyhow::ensure!(!targets.restart, "containerd was not restarted: {first}");
-        writeln!(out, "{first}")?;
-        return Ok(());
-    }
+fn offer_restart(targets: &Targets, undo: &str, out: &mut impl Write) -> anyhow::Result<()> {
     let ask = std::io::stdin().is_terminal() && !targets.no_restart;
     let restart = targets.restart || (ask && confirmed(out)?);
     if !restart {

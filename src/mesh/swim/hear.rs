@@ -100,8 +100,7 @@ impl Swim {
     /// it only of a life that is later still.
     fn hear_of_namesake(&mut self, life: &Life, (state, me): (State, &Life), now: Instant) {
         if life.member().address == me.member().address || state == State::Down {
-            self.renewal.outdo = self.renewal.outdo.max(life.member().generation);
-            self.plan_renewal(now);
+            self.outdo(life.member().generation, now);
         } else {
             let (stays, ignored) = (life.member().address.clone(), me.member().address.clone());
             self.conflict(me.name(), stays, ignored);

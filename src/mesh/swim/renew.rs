@@ -19,12 +19,14 @@ pub(super) struct Renewal {
     last: Option<Instant>,
     pause: Duration,
     /// The generation of a life of this node that somebody knows, and that the next one is to outdo.
-    pub(super) outdo: u64,
+    outdo: u64,
 }
 
 impl Swim {
     pub(super) fn renew(&mut self, now: Instant) {
-        self.renewal.is_due = false;
+        if !std::mem::take(&mut self.renewal.is_due) {
+            return;
+        }
         self.renewal.last = Some(now);
         let me = self.me();
         let next = match me.member().generation > self.renewal.outdo {
@@ -43,6 +45,17 @@ impl Swim {
         let applied =
             changed.and_then(|()| self.foca.apply_many(std::iter::empty(), false, &mut self.outbox));
         self.settle(applied, now);
+    }
+
+    /// Somebody knows a life of this node that is over, or is no life of this node, and of a later generation than this
+    /// one: until it is outdone this node is dead to them, however often it begins anew.
+    pub(super) fn outdo(&mut self, generation: u64, now: Instant) {
+        if generation > self.renewal.outdo {
+            self.renewal.outdo = generation;
+            self.renewal.is_due = true;
+            self.agenda.add(now, Due::Renew);
+        }
+        self.plan_renewal(now);
     }
 
     /// A new life is due; not at once if the last one is young.
