@@ -14,13 +14,18 @@ use prometheus_client::{
 };
 
 use super::{report::Reporter, upkeep::Containerd};
-use crate::mesh::MemberState;
+use crate::mesh::{LEFT, MemberState};
 
 impl Collector for Reporter {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
         let members = self.members_by_state();
-        family(encoder, ("flotilla_members", "Members by how this node sees them"), "state", &members)?;
+        family(
+            encoder,
+            ("flotilla_members", "Members by how this node sees them, itself among them"),
+            "state",
+            &members,
+        )?;
         let door = self.mesh_door.lock().clone();
         single(
             encoder,
@@ -45,13 +50,15 @@ impl Collector for Reporter {
 }
 
 impl Reporter {
-    fn members_by_state(&self) -> [(&'static str, u64); 3] {
-        let mut counts = [("joining", 0), ("alive", 0), ("unreachable", 0)];
+    fn members_by_state(&self) -> [(&'static str, u64); 4] {
+        let mut counts = [("joining", 0), ("alive", 0), ("unreachable", 0), ("left", 0)];
         for (_, state) in self.mesh.all() {
             let at = match state {
                 MemberState::Joining => 0,
                 MemberState::Alive => 1,
-                MemberState::Unreachable { .. } => 2,
+                MemberState::Unreachable { reason } if reason != LEFT => 2,
+                // Who said good-bye is no alarm.
+                MemberState::Unreachable { .. } => 3,
             };
             counts[at].1 += 1;
         }

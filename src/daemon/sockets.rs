@@ -91,8 +91,9 @@ fn listener(address: SocketAddr, may_come_later: bool) -> io::Result<TcpListener
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     match address {
-        SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, may_come_later)?,
-        SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, may_come_later)?,
+        _ if !may_come_later => {}
+        SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
+        SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,
     }
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -42,7 +42,7 @@ pub use rank::hrw_rank;
 pub use rate::Rate;
 pub use seed::{Seed, SeedError};
 pub use shell::MESSAGE_LEN_MAX;
-pub use swim::{CompareError, FrameError, WATCHED};
+pub use swim::{CompareError, FrameError, LEFT, WATCHED};
 
 use self::{
     connect::Connections,

@@ -43,6 +43,9 @@ pub(super) struct Node {
     pub(super) snapshotter: bool,
 }
 
+/// Where a containerd from 2.2 on looks for hosts.toml folders without being told, and in Docker's folder after it.
+const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
 /// Where CRI's registry settings may stand.
 const REGISTRY: [&[&str]; 2] = [
     &["plugins", "io.containerd.grpc.v1.cri", "registry"],
@@ -59,6 +62,8 @@ pub(super) enum HostsDir {
     List(PathBuf),
     /// Nothing is said; it must be told. What it looks at by itself from 2.2 on is such a list.
     Unsaid(PathBuf),
+    /// Nothing is said, and CRI pulls by itself, which splits such a list.
+    Default(PathBuf),
     /// Its settings have `registry.mirrors` or `registry.configs`, beside which it refuses `config_path`.
     Refused,
 }
@@ -83,13 +88,26 @@ pub(super) fn hosts_dir(config: &Path) -> anyhow::Result<HostsDir> {
             (None, _) => continue,
         };
     }
-    let pulls_itself =
-        |document| lookup(document, &CRI_2).and_then(|images| images.get("use_local_image_pull"));
-    let splits = documents.iter().filter_map(pulls_itself).any(|item| item.as_bool() == Some(true));
-    if let (HostsDir::List(first), true) = (&found, splits) {
-        return Ok(HostsDir::Said(first.clone()));
-    }
-    Ok(found)
+    Ok(match (found, documents.iter().any(pulls_by_cri)) {
+        (HostsDir::List(first), true) => HostsDir::Said(first),
+        (HostsDir::Unsaid(dir), true) => HostsDir::Default(dir),
+        (found, _) => found,
+    })
+}
+
+/// Whether a file says something with which CRI does not leave pulls to the transfer service (`cri/config`,
+/// `CheckLocalImagePullConfigs`).
+fn pulls_by_cri(document: &DocumentMut) -> bool {
+    let sections = [&CRI_1[..2], &CRI_1[..], &CRI_2[..]];
+    sections.iter().filter_map(|names| lookup(document, names)).any(|section| {
+        let is = |key: &str, value: bool| section.get(key).and_then(Item::as_bool) == Some(value);
+        let downloads = section.get("max_concurrent_downloads").and_then(Item::as_integer);
+        is("use_local_image_pull", true)
+            || is("discard_unpacked_layers", true)
+            || is("image_pull_with_sync_fs", true)
+            || is("disable_snapshot_annotations", false)
+            || downloads.is_some_and(|downloads| downloads != 3)
+    })
 }
 
 /// Whether `config`, or another file that it imports, turns CRI off, as that of Docker's packages does.
@@ -107,12 +125,19 @@ pub(super) fn disables_cri(config: &Path) -> anyhow::Result<bool> {
 impl Node {
     /// The folder that containerd must be told of.
     fn config_path(&self, hosts: &HostsDir) -> Option<String> {
+        let version = (self.version.major, self.version.minor);
         match hosts {
-            HostsDir::Unsaid(dir) => Some(dir.display().to_string()),
-            HostsDir::List(first) if self.version.major >= 2 => Some(first.display().to_string()),
+            HostsDir::Default(dir) if dir == Path::new(HOSTS_DIR) && version >= (2, 2) => None,
+            HostsDir::Unsaid(dir) | HostsDir::Default(dir) => Some(dir.display().to_string()),
+            HostsDir::List(first) if version >= (2, 1) => Some(first.display().to_string()),
             HostsDir::List(_) | HostsDir::Said(_) | HostsDir::Refused => None,
         }
     }
+}
+
+/// Whether our snapshotter is entered already.
+pub(super) fn has_snapshotter(config: &Path) -> anyhow::Result<bool> {
+    Ok(read(&drop_in_of(config))?.is_some_and(|text| text.contains("[proxy_plugins.")))
 }
 
 /// Where the drop-in of `config` lies.
@@ -125,7 +150,7 @@ pub(super) fn install(config: &Path, node: &Node) -> anyhow::Result<Vec<Change>>
     let drop_in = drop_in_of(config);
     let config_path = node.config_path(&hosts_dir(config)?);
     // What was installed with the snapshotter keeps it.
-    let had = read(&drop_in)?.is_some_and(|text| text.contains("[proxy_plugins."));
+    let had = has_snapshotter(config)?;
     let node = &Node { snapshotter: node.snapshotter || had, ..node.clone() };
     let in_drop_in = node.version.major >= 2 && config_path.is_some();
     if !node.snapshotter && !in_drop_in {
@@ -680,6 +705,26 @@ version = 2
         let local = format!("{said}[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true\n");
         let (_dir, config) = machine(Some(&local));
         assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()));
+        // With these CRI pulls by itself as well.
+        for key in [
+            "discard_unpacked_layers = true",
+            "max_concurrent_downloads = 5",
+            "disable_snapshot_annotations = false",
+        ] {
+            let (_dir, config) = machine(Some(&local.replace("use_local_image_pull = true", key)));
+            assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()), "{key}");
+        }
+        for key in [
+            "discard_unpacked_layers = false",
+            "max_concurrent_downloads = 3",
+            "disable_snapshot_annotations = true",
+        ] {
+            let (_dir, config) = machine(Some(&local.replace("use_local_image_pull = true", key)));
+            assert_eq!(hosts_dir(&config).unwrap(), HostsDir::List("/a".into()), "{key}");
+        }
+        let (_dir, config) = machine(Some(said));
+        apply(&install(&config, &node("2.0.4")).unwrap());
+        assert!(!read(&drop_in_of(&config)).unwrap().unwrap().contains("config_path"), "2.0 splits it");
         let (_dir, config) = machine(Some(mirrors));
         assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Refused);
         apply(&install(&config, &node("1.7.24")).unwrap());

@@ -153,14 +153,8 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
             root: settings.path("containerd.snapshot_root").unwrap_or_default(),
             snapshotter: args.targets.containerd,
         };
-        if containerd::disables_cri(config)? {
-            writeln!(
-                out,
-                "{}: disabled_plugins has CRI, so kubelet and crictl cannot use this containerd; nerdctl, ctr and Docker can",
-                config.display()
-            )?;
-        }
-        changes.extend(enter_mirror(&args.targets.containerd_config, settings, out)?);
+        say_if_cri_is_off(config, out)?;
+        changes.extend(enter_mirror((config, &node.version), settings, out)?);
         changes.extend(containerd::install(&args.targets.containerd_config, &node)?);
     }
     if args.targets.nerdctl {
@@ -186,17 +180,45 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         )?;
         changes.push(change);
     }
+    let config = &args.targets.containerd_config;
+    let needs =
+        args.targets.containerd || (args.targets.containerd_mirror && containerd::has_snapshotter(config)?);
     let restart = Restart {
-        needs: args.targets.containerd.then(|| snapshots_socket(settings)),
+        needs: needs.then(|| snapshots_socket(settings)),
         undo: "; `flotilla uninstall --containerd` takes the change back",
     };
     apply(&args.targets, changes, &restart, out)
 }
 
+fn say_if_cri_is_off(config: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+    if containerd::disables_cri(config)? {
+        writeln!(
+            out,
+            "{}: disabled_plugins has CRI, so kubelet and crictl cannot use this containerd; nerdctl, ctr and Docker can",
+            config.display()
+        )?;
+    }
+    Ok(())
+}
+
 /// Our mirror in containerd's hosts.toml folders. What is left as it is, is said.
-fn enter_mirror(config: &Path, settings: &Settings, out: &mut impl Write) -> anyhow::Result<Vec<Change>> {
+fn enter_mirror(
+    (config, version): (&Path, &Version),
+    settings: &Settings,
+    out: &mut impl Write,
+) -> anyhow::Result<Vec<Change>> {
     let dir = match containerd::hosts_dir(config)? {
-        HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::List(dir) => dir,
+        HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::Default(dir) => dir,
+        HostsDir::List(dir) if (version.major, version.minor) < (2, 1) => dir,
+        HostsDir::List(dir) => {
+            writeln!(
+                out,
+                "{}: config_path names several folders, which containerd from 2.1 on takes for one; only {} is read from now on",
+                config.display(),
+                dir.display()
+            )?;
+            dir
+        }
         HostsDir::Refused => {
             writeln!(
                 out,
@@ -247,10 +269,11 @@ pub(super) fn uninstall(
     let mut changes = Vec::new();
     if args.targets.of_containerd() {
         let config = &args.targets.containerd_config;
-        if let HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::List(dir) =
-            containerd::hosts_dir(config)?
-        {
-            changes.extend(hosts::uninstall(&dir, mirror_url(settings).as_deref())?);
+        match containerd::hosts_dir(config)? {
+            HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::Default(dir) | HostsDir::List(dir) => {
+                changes.extend(hosts::uninstall(&dir, mirror_url(settings).as_deref())?);
+            }
+            HostsDir::Refused => {}
         }
         changes.extend(match args.targets.containerd {
             true => containerd::uninstall(config)?,
@@ -308,7 +331,7 @@ fn apply(
     let first = needed.map(|socket| {
         format!(
             "no daemon listens on {}: start it (`systemctl enable --now flotilla.socket flotilla.service`) before containerd \
-             restarts, which would lose sight of its images until its next start",
+             restarts, which would lose sight of its images until its next start; then `systemctl restart containerd`",
             socket.display()
         )
     });

@@ -123,13 +123,11 @@ fn lines(image: String, ordered: Ordered) -> impl Stream<Item = PreheatLine> + S
     let rest = stream::unfold(Some((news, summary)), |state| async move {
         let (mut news, mut summary) = state?;
         let Some((member, progress)) = news.next().await else {
+            // A node whose end nobody heard of has not got it.
+            summary.failed = summary.nodes - summary.done;
             return Some((PreheatLine::Summary(summary), None));
         };
-        match progress.state {
-            Standing::Done => summary.done += 1,
-            Standing::Failed(_) => summary.failed += 1,
-            Standing::Waiting | Standing::Pulling | Standing::Unpacking => {}
-        }
+        summary.done += usize::from(progress.state == Standing::Done);
         Some((PreheatLine::Node(NodeLine::new(&member, &progress)), Some((news, summary))))
     });
     stream::once(async move { first }).chain(rest)

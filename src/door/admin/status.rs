@@ -71,11 +71,16 @@ pub struct MeshLine {
     /// Why it is closed, or why its certificate cannot be renewed.
     pub reason: Option<String>,
     /// Whether this node is meant to be in a mesh: members are named, or there is some file of a certificate.
-    #[serde(default)]
+    #[serde(default = "unless_told")]
     pub wanted: bool,
     /// When the certificate in use expires, RFC 3339.
     #[serde(default)]
     pub certificate_until: Option<String>,
+}
+
+/// An older daemon says why its mesh is closed, and not whether it matters.
+fn unless_told() -> bool {
+    true
 }
 
 /// The containerd of this node.

@@ -127,7 +127,7 @@ fn with_port(word: &str) -> String {
 
 /// As Docker tells a host from the first word of a path.
 fn looks_like_a_host(word: &str) -> bool {
-    word.contains(['.', ':']) || word == "localhost" || word.starts_with("localhost_")
+    word.contains(['.', ':']) || word == "localhost" || with_port(word).starts_with("localhost:")
 }
 
 #[cfg(test)]

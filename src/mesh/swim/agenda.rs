@@ -22,6 +22,8 @@ pub(super) enum Due {
     },
     /// To come back as another life.
     Renew,
+    /// To take the name back from one who has been gone since.
+    Inherit,
     /// To watch the next one.
     Watch,
     /// To compare views with somebody.

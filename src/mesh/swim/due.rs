@@ -48,6 +48,7 @@ impl Swim {
             }
             Due::Watch => self.watch(now),
             Due::Renew => self.renew(now),
+            Due::Inherit => self.inherit(now),
             Due::Compare => {
                 let pause = self.compare_after.mul_f64(self.rng.random_range(0.75..1.25));
                 self.compare_after = (self.compare_after * 2).min(COMPARE_EVERY_MAX);

@@ -96,12 +96,14 @@ impl Swim {
     }
 
     /// Somebody knows a later life of this node than this one: an earlier daemon of it, by whose clock it was
-    /// later, or another node of the same name. Where that one is gone the name is this node's again, but others believe
-    /// it only of a life that is later still.
+    /// later, or another node of the same name.
     fn hear_of_namesake(&mut self, life: &Life, (state, me): (State, &Life), now: Instant) {
-        if life.member().address == me.member().address || state == State::Down {
+        if life.member().address == me.member().address {
             self.outdo(life.member().generation, now);
+        } else if state == State::Down {
+            self.bereft_of(life, now);
         } else {
+            self.renewal.lives(life);
             let (stays, ignored) = (life.member().address.clone(), me.member().address.clone());
             self.conflict(me.name(), stays, ignored);
         }

@@ -403,7 +403,7 @@ impl Swim {
 /// What is said of one whose end nobody here has seen.
 const UNKNOWN: &str = "the others cannot reach it";
 /// What is said of one who said good-bye to this node.
-const LEFT: &str = "it left";
+pub const LEFT: &str = "it left";
 
 fn foca_of(me: Life, seed: u64) -> Foca<Life, Codec, SmallRng, NoCustomBroadcast> {
     Foca::new(me, pace::config(1), SmallRng::seed_from_u64(seed), Codec)

@@ -12,6 +12,10 @@ const RENEWAL_QUIET: Duration = Duration::from_secs(60);
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A namesake elsewhere that is said to be gone has so long to be heard of again: whoever moves, or is suspected in error,
+/// goes on as a next life at once.
+const MOURNING: Duration = Duration::from_secs(5);
+
 /// When this node begins its next life.
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
@@ -20,6 +24,15 @@ pub(super) struct Renewal {
     pause: Duration,
     /// The generation of a life of this node that somebody knows, and that the next one is to outdo.
     outdo: u64,
+    /// The latest life of a namesake elsewhere that is said to be gone, and until when it may be heard of again.
+    bereft: Option<(Life, Instant)>,
+}
+
+impl Renewal {
+    /// A namesake elsewhere lives.
+    pub(super) fn lives(&mut self, life: &Life) {
+        self.bereft = self.bereft.take().filter(|(gone, _)| !life.is_newer_than(gone));
+    }
 }
 
 impl Swim {
@@ -50,12 +63,27 @@ impl Swim {
     /// Somebody knows a life of this node that is over, or is no life of this node, and of a later generation than this
     /// one: until it is outdone this node is dead to them, however often it begins anew.
     pub(super) fn outdo(&mut self, generation: u64, now: Instant) {
-        if generation > self.renewal.outdo {
+        if generation > self.renewal.outdo && !self.has_left {
             self.renewal.outdo = generation;
             self.renewal.is_due = true;
             self.agenda.add(now, Due::Renew);
         }
         self.plan_renewal(now);
+    }
+
+    /// The later life of a namesake elsewhere is over. If no other is heard of, the name is this node's again; others
+    /// believe it only of a life that is later still.
+    pub(super) fn bereft_of(&mut self, life: &Life, now: Instant) {
+        if self.renewal.bereft.as_ref().is_none_or(|(gone, _)| life.is_newer_than(gone)) {
+            self.renewal.bereft = Some((life.clone(), now + MOURNING));
+            self.agenda.add(now + MOURNING, Due::Inherit);
+        }
+    }
+
+    pub(super) fn inherit(&mut self, now: Instant) {
+        if let Some((gone, _)) = self.renewal.bereft.take_if(|(_, until)| *until <= now) {
+            self.outdo(gone.member().generation, now);
+        }
     }
 
     /// A new life is due; not at once if the last one is young.

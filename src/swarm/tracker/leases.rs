@@ -21,6 +21,8 @@ const READERS_MAX: usize = 6;
 /// six times as long, and meanwhile nobody has anything to pass on. In the simulation of a layer of 96 pieces the
 /// makespan of 16 nodes is 1.25 x F/B and not 1.34.
 const READERS_FIRST: usize = 2;
+/// And not longer than this: two slow ones, or a crowd of leeches whose pieces count for nobody, hold nobody up.
+const READERS_FIRST_TIME: Duration = Duration::from_secs(1);
 /// Runs that a reader without company has at a time: nobody waits for its first piece, and four connections fill
 /// a link that one does not.
 const RUNS_ALONE: usize = 4;
@@ -51,6 +53,8 @@ pub(super) struct Origin {
     quiet_until: Option<Instant>,
     reason: Option<String>,
     failed_at: Option<Instant>,
+    /// When the first lease was given.
+    began_at: Option<Instant>,
 }
 
 impl Origin {
@@ -207,8 +211,10 @@ impl Swarm {
             (false, false) => (READERS_MAX >> self.origin.failures.min(READERS_MAX.ilog2())).max(1),
         };
         let begun: u32 = self.members.values().map(|puller| puller.read).sum();
-        let first = READERS_FIRST + usize::try_from(begun).unwrap_or(usize::MAX - READERS_FIRST);
-        let readers_max = if able == 1 { readers_max } else { readers_max.min(first) };
+        let first = READERS_FIRST.saturating_add(usize::try_from(begun).unwrap_or(usize::MAX));
+        let began_at = *self.origin.began_at.get_or_insert(now);
+        let is_first = now.duration_since(began_at) < READERS_FIRST_TIME;
+        let readers_max = if is_first { readers_max.min(first) } else { readers_max };
         while let Some(reader) = self.next_reader(readers_max, able, now) {
             let Some(run) = self.next_run(reader, able) else { break };
             self.lease(reader, run, now);

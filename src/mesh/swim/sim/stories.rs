@@ -298,3 +298,24 @@ fn who_was_mistaken_for_a_namesake_comes_back_when_that_is_gone() {
         assert!(complete && sim.now - before < SECOND * 30);
     }
 }
+
+/// Its former life is over then, and it is not.
+#[test]
+fn a_namesake_that_moves_does_not_give_the_name_away() {
+    let mut sim = Sim::ready(10, 15);
+    sim.kill(9, Fault::Refusing);
+    sim.run_for(SECOND * 10);
+    let later = Member { name: "node-0".into(), ..member(9, 1_900_000_000_000) };
+    sim.nodes[9] = Node::new(later, 77, sim.now);
+    sim.put(Duration::ZERO, 9, Message::Start);
+    sim.run_for(SECOND * 10);
+    for number in 0..3 {
+        let (address, now) = (format!("moved-{number}:7442"), sim.now);
+        sim.by_address.insert(address.clone(), 9);
+        sim.nodes[9].swim.advertise(address, now);
+        sim.after(9);
+        sim.run_for(SECOND * 40);
+    }
+    let generations = [0, 9].map(|number| sim.nodes[number].swim.me().member().generation);
+    assert_eq!(generations, [1_700_000_000_000, 1_900_000_000_000]);
+}
