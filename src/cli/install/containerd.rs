@@ -137,7 +137,11 @@ impl Node {
 
 /// Whether our snapshotter is entered already.
 pub(super) fn has_snapshotter(config: &Path) -> anyhow::Result<bool> {
-    Ok(read(&drop_in_of(config))?.is_some_and(|text| text.contains("[proxy_plugins.")))
+    Ok(read(&drop_in_of(config))?.is_some_and(|text| has_plugin(&text)))
+}
+
+fn has_plugin(drop_in: &str) -> bool {
+    drop_in.contains("[proxy_plugins.")
 }
 
 /// Where the drop-in of `config` lies.
@@ -216,8 +220,7 @@ fn without_drop_in(drop_in: PathBuf) -> anyhow::Result<Change> {
 /// Takes out what tells containerd of the mirror, and nothing of the snapshotter.
 pub(super) fn uninstall_mirror(config: &Path) -> anyhow::Result<Vec<Change>> {
     let drop_in = drop_in_of(config);
-    let has_plugin = |text: &String| text.contains("[proxy_plugins.");
-    let Some(ours) = read(&drop_in)?.filter(has_plugin) else { return uninstall(config) };
+    let Some(ours) = read(&drop_in)?.filter(|text| has_plugin(text)) else { return uninstall(config) };
     let mut changes = Vec::new();
     let mut document = parse(&drop_in, &ours)?;
     for section in REGISTRY {

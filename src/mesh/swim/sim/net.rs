@@ -128,25 +128,16 @@ impl Sim {
 
     /// What comes to a node that is dead.
     pub(super) fn unheard(&mut self, number: usize, message: Message) {
-        let (Message::Frame { from, .. } | Message::Watch { from, .. } | Message::Hello { from, .. }) =
-            message
-        else {
-            return;
-        };
-        match self.nodes[number].fault {
-            Fault::Refusing => self.refuse(message),
-            Fault::Silent | Fault::None => self.give_up(from, message),
+        match (self.nodes[number].fault, caller(&message)) {
+            (Fault::Refusing, _) => self.refuse(message),
+            (Fault::Silent | Fault::None, Some(from)) => self.give_up(from, message),
+            (Fault::Silent | Fault::None, None) => {}
         }
     }
 
     /// Nobody listens there, or somebody of another name, as the certificate says before anything is heard.
     pub(super) fn refuse(&mut self, message: Message) {
-        let (Message::Frame { from, .. } | Message::Watch { from, .. } | Message::Hello { from, .. }) =
-            message
-        else {
-            return;
-        };
-        if let Some(event) = lost(message, true) {
+        if let (Some(from), Some(event)) = (caller(&message), lost(message, true)) {
             self.put(Duration::from_millis(1), from, Message::Outcome(event));
         }
     }
@@ -230,6 +221,15 @@ impl Sim {
             self.put(delay, from, Message::Outcome(outcome));
         }
     }
+}
+
+/// Who waits for what becomes of a call.
+fn caller(message: &Message) -> Option<usize> {
+    let (Message::Frame { from, .. } | Message::Watch { from, .. } | Message::Hello { from, .. }) = message
+    else {
+        return None;
+    };
+    Some(*from)
 }
 
 /// Whom a call is meant for.
