@@ -43,9 +43,10 @@ struct Arguments {
 
 pub fn run(arguments: &[String]) -> Result<bool> {
     let arguments = parse(arguments)?;
+    let building = parts::Building::start()?;
     parts::for_demo()?;
     let programs = find_containerd(arguments.containerd)?;
-    let image = demo_image::get()?;
+    let image = demo_image::get_while(|| building.wait())?;
     sweep::leftovers(true);
     let sweeper = Sweeper::start()?;
 

@@ -44,9 +44,20 @@ const FACTS: &str = "facts";
 
 /// Makes the image, or takes it from the cache.
 pub fn get() -> Result<Image> {
+    get_while(|| Ok(()))
+}
+
+/// The same; what packs it is there when `built` has been called.
+pub fn get_while(built: impl FnOnce() -> Result<()>) -> Result<Image> {
     let place = cache()?.join("demo");
-    if !place.join(FACTS).exists() {
-        parts::step("demo image", || make(&place))?;
+    let work = cache()?.join("demo.part");
+    let is_kept = place.join(FACTS).exists();
+    if !is_kept {
+        parts::step("the demo image's files", || gather(&work))?;
+    }
+    built()?;
+    if !is_kept {
+        parts::step("demo image", || pack(&work, &place))?;
     }
     let facts =
         fs::read_to_string(place.join(FACTS)).map_err(|error| format!("reading the demo image: {error}"))?;
@@ -57,18 +68,25 @@ pub fn get() -> Result<Image> {
     Ok(Image { root: place.join("registry"), bytes, layers })
 }
 
-fn make(place: &Path) -> Result<Outcome> {
-    let work = cache()?.join("demo.part");
-    let _left_by_a_run_that_was_cut_short = fs::remove_dir_all(&work);
-    fs::create_dir_all(&work).map_err(|error| format!("making {}: {error}", work.display()))?;
-    let base = work.join("base");
-    bootstrap(&base)?;
-    let mut layers = vec![base];
-    for (number, wheels) in WHEELS.iter().enumerate() {
-        let layer = work.join(format!("wheels-{number}"));
-        unpack_wheels(&work.join(format!("download-{number}")), &layer, wheels)?;
-        layers.push(layer);
+/// The folders that become layers, the lowest first.
+fn folders(work: &Path) -> Vec<PathBuf> {
+    let wheels = (0..WHEELS.len()).map(|number| work.join(format!("wheels-{number}")));
+    std::iter::once(work.join("base")).chain(wheels).collect()
+}
+
+fn gather(work: &Path) -> Result<Outcome> {
+    let _left_by_a_run_that_was_cut_short = fs::remove_dir_all(work);
+    fs::create_dir_all(work).map_err(|error| format!("making {}: {error}", work.display()))?;
+    let folders = folders(work);
+    bootstrap(&folders[0])?;
+    for (number, (wheels, layer)) in WHEELS.iter().zip(&folders[1..]).enumerate() {
+        unpack_wheels(&work.join(format!("download-{number}")), layer, wheels)?;
     }
+    Ok(Outcome::Done)
+}
+
+fn pack(work: &Path, place: &Path) -> Result<Outcome> {
+    let layers = folders(work);
     let registry = work.join("registry");
     writer(&registry, &["pause"], &[])?;
     let facts = writer(&registry, &["pack", NAME], &layers)?;
@@ -76,7 +94,7 @@ fn make(place: &Path) -> Result<Outcome> {
         .and_then(|()| fs::rename(&registry, place.join("registry")))
         .and_then(|()| fs::write(place.join(FACTS), facts));
     kept.map_err(|error| format!("keeping the demo image in {}: {error}", place.display()))?;
-    let _scratch = fs::remove_dir_all(&work);
+    let _scratch = fs::remove_dir_all(work);
     Ok(Outcome::Done)
 }
 

@@ -15,15 +15,18 @@
 pub mod debian;
 mod golang;
 
-use std::time::Instant;
+use std::{
+    process::{Child, Stdio},
+    time::Instant,
+};
 
 use crate::{
     lab::{Result, containerd, dockerd},
     shell::{self, cache, command, has},
 };
 
-/// What must be installed, by the program that shows that it is.
-const PACKAGES: [(&str, &str); 14] = [
+/// What the demo needs installed, by the program that shows that it is.
+const DEMO_PACKAGES: [(&str, &str); 9] = [
     ("runc", "runc"),
     ("docker-registry", "docker-registry"),
     ("debootstrap", "debootstrap"),
@@ -33,6 +36,10 @@ const PACKAGES: [(&str, &str); 14] = [
     ("busybox", "busybox-static"),
     ("pip3", "python3-pip"),
     ("dpkg-deb", "dpkg"),
+];
+
+/// What the tests need beside it.
+const TEST_PACKAGES: [(&str, &str); 5] = [
     ("systemd-analyze", "systemd"),
     ("skopeo", "skopeo"),
     ("podman", "podman"),
@@ -52,7 +59,7 @@ pub enum Outcome {
 /// Gets everything; what cannot be had is skipped with the reason, unless nothing works without it.
 pub fn setup() -> Result<()> {
     std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
-    step("packages", packages)?;
+    step("packages", || install(&[&DEMO_PACKAGES[..], &TEST_PACKAGES].concat()))?;
     for series in debian::CONTAINERDS {
         let is_here = containerd::find(series.0).is_some();
         optional(&format!("containerd {}", series.0), || debian::CONTAINERD.keep(series, is_here));
@@ -79,32 +86,67 @@ pub fn setup_of(part: &str) -> Result<()> {
     })
 }
 
-/// What the demo needs of it, without what takes Go.
+/// What the demo needs of it, without what takes Go and without Flotilla itself.
 pub fn for_demo() -> Result<()> {
     std::fs::create_dir_all(cache()?).map_err(|error| format!("making the cache folder: {error}"))?;
-    step("packages", packages)?;
+    step("packages", || install(&DEMO_PACKAGES))?;
     let oldest = debian::CONTAINERDS[0];
-    step("containerd", || debian::CONTAINERD.keep(oldest, containerd::find(oldest.0).is_some()))?;
-    step("flotilla", build)
+    step("containerd", || debian::CONTAINERD.keep(oldest, containerd::find(oldest.0).is_some()))
 }
 
-/// Builds the daemon and the examples that tests and demo call.
+/// Builds the daemon and the examples that tests and benchmarks call.
 pub fn build() -> Result<Outcome> {
     shell::run("cargo", &["build", "--quiet", "--bins", "--examples"])?;
     Ok(Outcome::Done)
+}
+
+/// The daemon and what the demo calls beside it, being built.
+pub struct Building {
+    cargo: Child,
+    since: Instant,
+}
+
+impl Building {
+    /// The compiler takes minutes, in which packages and the image's files can be fetched.
+    pub fn start() -> Result<Self> {
+        let mut cargo = command("cargo");
+        cargo.args(["build", "--quiet", "--bin=flotilla", "--example=cri", "--example=lab_image"]);
+        let cargo = cargo.stdin(Stdio::null()).spawn().map_err(|error| format!("starting cargo: {error}"))?;
+        Ok(Self { cargo, since: Instant::now() })
+    }
+
+    pub fn wait(mut self) -> Result<()> {
+        let status = self.cargo.wait().map_err(|error| format!("waiting for cargo: {error}"))?;
+        if !status.success() {
+            return Err(format!("cargo build: {status}").into());
+        }
+        report("flotilla", &Outcome::Done, self.since);
+        Ok(())
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        let _has_ended = self.cargo.kill();
+        let _nobody_asks = self.cargo.wait();
+    }
 }
 
 /// Runs one step and prints its line.
 pub fn step(name: &str, work: impl FnOnce() -> Result<Outcome>) -> Result<()> {
     let start = Instant::now();
     let outcome = work()?;
+    report(name, &outcome, start);
+    Ok(())
+}
+
+fn report(name: &str, outcome: &Outcome, since: Instant) {
     let word = match outcome {
         Outcome::Done => "done".to_owned(),
         Outcome::Kept => "kept".to_owned(),
         Outcome::Skipped(why) => format!("skipped: {why}"),
     };
-    println!("setup: {name}: {word} ({:.1} s)", start.elapsed().as_secs_f64());
-    Ok(())
+    println!("setup: {name}: {word} ({:.1} s)", since.elapsed().as_secs_f64());
 }
 
 fn optional(name: &str, work: impl FnOnce() -> Result<Outcome>) {
@@ -116,10 +158,6 @@ fn optional(name: &str, work: impl FnOnce() -> Result<Outcome>) {
 /// What the mirror's benchmark needs.
 pub fn for_bench_mirror() -> Result<()> {
     step("packages", || install(&[("nginx", "nginx")]))
-}
-
-fn packages() -> Result<Outcome> {
-    install(&PACKAGES)
 }
 
 /// Installs what is not there, by the program that shows it.

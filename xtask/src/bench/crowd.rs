@@ -65,6 +65,7 @@ struct Bench {
 pub fn run(arguments: &[String]) -> Result<bool> {
     let arguments = parse(arguments)?;
     parts::for_demo()?;
+    parts::step("flotilla", parts::build)?;
     parts::step("flotilla, optimised", || {
         shell::run("cargo", &["build", "--quiet", "--release", "--bins"]).map(|()| parts::Outcome::Done)
     })?;
