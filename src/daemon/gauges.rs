@@ -14,7 +14,10 @@ use prometheus_client::{
 };
 
 use super::{report::Reporter, upkeep::Containerd};
-use crate::mesh::{LEFT, MemberState};
+use crate::{
+    mesh::{LEFT, MemberState},
+    pull::{PullState, PullStatus},
+};
 
 impl Collector for Reporter {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -40,7 +43,9 @@ impl Collector for Reporter {
         let answers = matches!(*self.containerd.lock(), Containerd::Answers(_));
         let about = "Whether containerd answered when it was last asked";
         single(encoder, ("flotilla_containerd_answers", about), u64::from(answers))?;
-        let pulls = self.pulls.list().len() as u64;
+        let pulls = self.pulls.list();
+        let runs = |pull: &&PullStatus| matches!(pull.state, PullState::Waiting | PullState::Arriving);
+        let pulls = pulls.iter().filter(runs).count() as u64;
         single(encoder, ("flotilla_pulls_in_progress", "Blobs that are being pulled"), pulls)?;
         let usage = self.store.usage();
         let bytes = [("held", usage.bytes), ("charged", usage.charged), ("quota", usage.quota)];

@@ -131,6 +131,11 @@ impl Book {
         Authority::parse(host).is_some_and(|host| self.plain.names(&host))
     }
 
+    /// Whether the settings name this very host, with this port, as one to be asked without TLS.
+    pub(super) fn lists_plain(&self, host: &str) -> bool {
+        Authority::parse(host).is_some_and(|host| self.plain.lists(&host))
+    }
+
     /// Hosts of this name that have a port, from `hosts_dir` and `plain_http`.
     pub(super) async fn with_ports(self: &Arc<Self>, name: &str) -> Vec<Authority> {
         let (book, name) = (self.clone(), name.to_owned());

@@ -27,7 +27,9 @@ pub enum OriginError {
     NoEndpoint { host: String, why: String },
     #[error("{at}: not found")]
     NotFound { at: String },
-    #[error("{at}: refused our credentials ({status}{said}); check registry.docker_config")]
+    #[error(
+        "{at}: refused the credentials ({status}{said}); this node's own are those of registry.docker_config"
+    )]
     Unauthorized { at: String, status: u16, said: Said, demand: Demand },
     #[error("{at}: too many requests{said}")]
     Throttled { at: String, retry_after: Option<Duration>, said: Said },
@@ -41,6 +43,8 @@ pub enum OriginError {
     Broken { at: String, source: Cause },
     #[error("{at}: nothing came for {after:?}")]
     Stalled { at: String, after: Duration },
+    #[error("{at}: was down a moment ago, and is left alone for {rest:?}")]
+    Resting { at: String, rest: Duration },
     #[error("{host}: so many questions wait for this registry that no more are taken for now")]
     Busy { host: String },
     #[error("{at}: the body ended after {got} of {expected} bytes")]
@@ -163,6 +167,7 @@ impl OriginError {
             Self::Connect { .. } => "origin_unreachable",
             Self::Broken { .. } => "origin_broken",
             Self::Stalled { .. } => "origin_stalled",
+            Self::Resting { .. } => "origin_resting",
             Self::Busy { .. } => "origin_busy",
             Self::Truncated { .. } => "origin_truncated",
             Self::WrongLength { .. } => "origin_wrong_length",
@@ -202,7 +207,11 @@ impl OriginError {
     pub fn is_outage(&self) -> bool {
         matches!(
             self.own(),
-            Self::Unavailable { .. } | Self::Connect { .. } | Self::Broken { .. } | Self::Stalled { .. }
+            Self::Unavailable { .. }
+                | Self::Connect { .. }
+                | Self::Broken { .. }
+                | Self::Stalled { .. }
+                | Self::Resting { .. }
         )
     }
 
@@ -240,6 +249,7 @@ impl OriginError {
             | Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Resting { .. }
             | Self::Busy { .. }
             | Self::WrongLength { .. } => false,
             Self::Unauthorized { .. }
@@ -273,6 +283,7 @@ impl OriginError {
             | Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Resting { .. }
             | Self::Busy { .. }
             | Self::Truncated { .. } => false,
             Self::NoEndpoint { .. }
@@ -304,6 +315,7 @@ impl OriginError {
             | Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Resting { .. }
             | Self::Truncated { .. }
             | Self::WrongLength { .. }
             | Self::WrongDigest { .. }

@@ -294,6 +294,11 @@ impl Origin {
         self.is_plain(host) || self.is_configured(host).await
     }
 
+    /// Whether somebody has written this very host, with this port, into our settings or into `hosts_dir`.
+    pub async fn is_written(&self, host: &str) -> bool {
+        self.shared.book.lists_plain(host) || self.is_configured(host).await
+    }
+
     /// This node's own credentials for a registry, to be shown to this node's own containerd and nobody else.
     pub async fn login(&self, repository: &Repository) -> Option<Credential> {
         let endpoints = self.shared.book.endpoints(&repository.host).await.ok()?;
@@ -302,7 +307,7 @@ impl Origin {
     }
 
     /// Whether a folder of `hosts_dir` is about this very host.
-    pub async fn is_configured(&self, host: &str) -> bool {
+    async fn is_configured(&self, host: &str) -> bool {
         self.shared.book.has_folder(host).await
     }
 

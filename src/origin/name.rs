@@ -69,6 +69,10 @@ impl PlainHttp {
         self.0.iter().any(same)
     }
 
+    pub(super) fn lists(&self, host: &Authority) -> bool {
+        self.0.contains(host)
+    }
+
     /// The entries of one host name that carry a port.
     pub(super) fn with_name<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Authority> {
         self.0.iter().filter(move |entry| entry.name == name && entry.port.is_some())

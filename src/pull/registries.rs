@@ -17,6 +17,19 @@ impl Registries {
         Self(hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect())
     }
 
+    /// These and `host`.
+    #[must_use]
+    pub fn and(mut self, host: &str) -> Self {
+        self.0.push(host.to_ascii_lowercase());
+        self
+    }
+
+    /// Whether this very registry is listed, by its name and port.
+    #[must_use]
+    pub fn list(&self, registry: &str) -> bool {
+        self.0.iter().any(|listed| listed.eq_ignore_ascii_case(registry))
+    }
+
     #[must_use]
     pub fn include(&self, registry: &str) -> bool {
         let registry = registry.to_ascii_lowercase();
@@ -54,5 +67,15 @@ mod tests {
             assert!(!registries.include(host), "{host}");
         }
         assert!(Registries::new(vec!["*".into()]).include("evil.com:5000"));
+        for (host, is_listed) in [
+            ("docker.io", true),
+            ("r.local:5000", true),
+            ("docker.io:1", false),
+            ("a.azurecr.io", false),
+            ("evil.com", false),
+        ] {
+            assert_eq!(registries.list(host), is_listed, "{host}");
+        }
+        assert!(registries.and("Quay.io").list("quay.io"));
     }
 }

@@ -158,7 +158,7 @@ fn a_private_registry_that_redirects_gets_credentials_and_its_store_gets_none(
     let wrong = docker_config(lab, &registry.host(), "me:guess");
     let mut unknown = plan().setting("registry", "docker_config", &wrong).start().unwrap();
     unknown.pull(&lab.name(&image.name)).unwrap();
-    line_on(&mut unknown, &image, &["blob not pulled", "refused our credentials"]);
+    line_on(&mut unknown, &image, &["blob not pulled", "refused the credentials"]);
     line_on(&mut unknown, &image, &["outcome=\"declined\"", "reason=\"origin_unauthorized\""]);
     assert_eq!(declined(&unknown, "origin_unauthorized"), 2);
     assert_eq!(layers_sent(&lab.registry(), &image), (bytes, 2), "containerd fetched the layers by itself");

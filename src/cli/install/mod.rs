@@ -176,7 +176,8 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         }
         writeln!(
             out,
-            "of these registries the cluster shares docker.io and those that mirror.registries in Flotilla's settings names"
+            "of these registries the cluster shares those that Flotilla's settings name (mirror.registries, \
+             mirror.default_upstream, registry.plain_http) or hosts.toml has a folder for"
         )?;
         changes.push(change);
     }

@@ -7,7 +7,8 @@
 //! ```
 //! A digest is 256 bits that only a manifest tells, and manifests are given out like everything else here. So the
 //! default is offline-ok: a registry that is down stops no rollout whose bytes the cluster holds. Down is a registry
-//! only if it has answered before, or if somebody has written it into the settings: a made-up one opens nothing.
+//! only if it has answered since the start, or if somebody has written that very host into the settings or into hosts.toml's
+//! folders: a made-up one opens nothing, neither where a pattern of the settings or a name without its port would include it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use crate::{
     oci::{Digest, Repository},
     origin::{Asker, Kind, Origin, OriginError},
+    pull::Registries,
 };
 
 /// A grant counts for so long: a pull with its retries, and not much longer than a token lives.
@@ -66,7 +68,7 @@ type Answered = Arc<tokio::sync::Mutex<Option<(Grant, Instant)>>>;
 pub(super) struct Gate {
     access: Access,
     origin: Origin,
-    default_upstream: String,
+    named: Registries,
     /// Of this process alone.
     key: [u8; 32],
     grants: Mutex<HashMap<Question, Answered>>,
@@ -107,11 +109,12 @@ impl Down {
 }
 
 impl Gate {
-    pub(super) fn new(access: Access, origin: Origin, default_upstream: String) -> Self {
+    /// `named` are the registries of the settings.
+    pub(super) fn new(access: Access, origin: Origin, named: Registries) -> Self {
         Self {
             access,
             origin,
-            default_upstream,
+            named,
             key: rand::random(),
             grants: Mutex::default(),
             answered: Mutex::default(),
@@ -164,7 +167,7 @@ impl Gate {
     /// Whether a registry that does not answer is one that is down, and may be done without.
     pub(super) async fn is_missed(&self, repository: &Repository) -> bool {
         let known = self.answered.lock().contains(&repository.host);
-        known || repository.host == self.default_upstream || self.origin.is_configured(&repository.host).await
+        known || self.named.list(&repository.host) || self.origin.is_written(&repository.host).await
     }
 
     /// Tells one client's credentials from another's.
@@ -179,7 +182,7 @@ impl Gate {
     /// An error right away if the registry was down a moment ago.
     pub(super) fn is_up(&self, repository: &Repository) -> Result<(), OriginError> {
         match self.down.lock().is_down(repository, Instant::now()) {
-            true => Err(OriginError::Stalled { at: repository.host.clone(), after: DOWN_FOR }),
+            true => Err(OriginError::Resting { at: repository.host.clone(), rest: DOWN_FOR }),
             false => Ok(()),
         }
     }

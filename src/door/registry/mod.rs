@@ -125,7 +125,8 @@ struct Door {
 impl Mirror {
     #[must_use]
     pub fn new(parts: Parts, settings: Settings, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let gate = Gate::new(settings.access, parts.origin.clone(), settings.default_upstream.clone());
+        let named = settings.registries.clone().and(&settings.default_upstream);
+        let gate = Gate::new(settings.access, parts.origin.clone(), named);
         Self(Arc::new(Door {
             gate,
             tags: Tags::new(settings.tag_ttl),

@@ -146,7 +146,7 @@ impl Auth {
             None => Err(refused("it demands a scheme other than Bearer and Basic")),
             Some(Challenge::Basic) => {
                 let value = credential.as_ref().and_then(token::basic);
-                let value = value.ok_or_else(|| refused("it demands a password and none is configured"))?;
+                let value = value.ok_or_else(|| refused("it demands a password and was shown none"))?;
                 Ok(Header { value, until: None })
             }
             Some(Challenge::Bearer { realm, service, scope }) => {

@@ -78,6 +78,36 @@ async fn a_registry_that_never_was_opens_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_too() {
+    let registry = Registry::start().await;
+    let layer = noise(600_000, 4);
+    let manifest = publish(&registry, "team/app", "v1", std::slice::from_ref(&layer));
+    let host = registry.host();
+    let mut alone = Alone::start(|settings| {
+        settings.set("registry", "plain_http", &format!("[\"127.0.0.1\", \"{host}\"]"));
+    });
+    let paths = [format!("manifests/{manifest}"), format!("blobs/{}", super::digest(&layer))];
+    let path = |rest: &str, host: &str| format!("/v2/team/app/{rest}?ns={host}");
+    for rest in &paths {
+        assert_eq!(alone.get(&path(rest, &host)).await.status, StatusCode::OK);
+    }
+    let metrics = alone.flotilla.get("/metrics").unwrap();
+    assert!(metrics.contains("\nflotilla_pulls_in_progress 0\n"), "{metrics}");
+    alone.flotilla.stop().unwrap();
+    drop(registry);
+    alone.flotilla.start_again().unwrap();
+    alone.address = alone.flotilla.address_of("mirror").unwrap();
+    for rest in &paths {
+        let got = alone.get(&path(rest, &host)).await;
+        assert_eq!((got.status, got.whole), (StatusCode::OK, true), "{rest}");
+        assert!(got.header("warning").starts_with("111 "), "{:?}", got.headers);
+        // A name without a port is in the settings, this port of it is not.
+        let got = alone.get(&path(rest, "127.0.0.1:1")).await;
+        assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{rest}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_goes_away_in_the_middle_leaves_the_body_unfinished_and_the_reason_in_the_log() {
     let registry = Registry::start().await.with(Fault::Throttle { bytes_per_second: 1 << 20 });
     let bytes = noise(3 << 20, 3);
