@@ -12,7 +12,7 @@ use crate::{
         layer_compression,
     },
     origin::{Asker, Kind, Origin, Passed},
-    pull::Want,
+    pull::{Here, Want},
 };
 
 /// What is asked for: every manifest and every index.
@@ -29,9 +29,46 @@ pub struct Root {
     pub is_index: bool,
 }
 
-/// Asks the registry what `image` is: the one question that only it can answer.
-pub(super) async fn resolve(origin: &Origin, image: &Reference, asker: &Asker) -> Result<Root, PreheatError> {
-    fetch(origin, image, asker).await.map(|(root, _)| root)
+/// Asks what `image` is.
+pub(super) async fn resolve(parts: &Parts, image: &Reference, asker: &Asker) -> Result<Root, PreheatError> {
+    told(parts, image, asker).await.map(|(root, _)| root)
+}
+
+/// What the registry says, which only of a digest that the node itself asks for can be known without it.
+async fn told(parts: &Parts, image: &Reference, asker: &Asker) -> Result<(Root, Bytes), PreheatError> {
+    match (fetch(&parts.origin, image, asker).await, &image.digest, asker) {
+        (Err(PreheatError::Resolve { image: name, source }), Some(digest), Asker::Node)
+            if source.is_outage() =>
+        {
+            let known = known(parts, image, digest).await;
+            if known.is_some() {
+                let why = crate::pull::chain_of(&*source);
+                tracing::info!(
+                    image = name,
+                    "what the cluster has of it counts, its registry is down: {why}"
+                );
+            }
+            known.ok_or(PreheatError::Resolve { image: name, source })
+        }
+        (answer, ..) => answer,
+    }
+}
+
+/// What the cluster has under a digest.
+async fn known(parts: &Parts, image: &Reference, digest: &Digest) -> Option<(Root, Bytes)> {
+    let lens = match parts.pulls.here(digest) {
+        Some(Here::Whole(blob)) => vec![blob.len()],
+        Some(Here::Arriving(_)) | None => parts.pulls.lens_elsewhere(digest).await,
+    };
+    for len in lens {
+        let wanted = want(image, &Asker::Node, Kind::Manifest, (digest, len));
+        if let Ok(bytes) = parts.pulls.document(wanted).await {
+            let is_index = Index::parse(&bytes).is_ok();
+            let root = Root { digest: digest.clone(), len, is_index };
+            return (is_index || Manifest::parse(&bytes).is_ok()).then_some((root, bytes));
+        }
+    }
+    None
 }
 
 /// What the registry has under a name, or under a digest.
@@ -75,23 +112,23 @@ fn unread(image: &Reference, source: crate::origin::OriginError) -> PreheatError
     PreheatError::Resolve { image: image.to_string(), source: Arc::new(source) }
 }
 
-/// The layers alone, for this machine's platform, as the registry itself tells them.
+/// The layers alone, for this machine's platform.
 pub(super) async fn layers(
-    origin: &Origin,
+    parts: &Parts,
     image: &Reference,
     asker: &Asker,
 ) -> Result<Vec<Want>, PreheatError> {
-    let (root, mut bytes) = fetch(origin, image, asker).await?;
+    let (root, mut bytes) = told(parts, image, asker).await?;
     let is_index = root.is_index;
     let errand = Errand { image: image.clone(), root, platform: None, place: Place::Store };
     if is_index {
         let digest = in_index(&errand, &bytes)?.digest;
         let named = Reference { repository: image.repository.clone(), tag: None, digest: Some(digest) };
-        bytes = fetch(origin, &named, asker).await?.1;
+        bytes = told(parts, &named, asker).await?.1;
     }
     let manifest = Manifest::parse(&bytes).map_err(|source| unusable(&errand, "manifest", source))?;
     let layers = manifest.layers.into_iter().filter(is_the_registrys);
-    Ok(layers.map(|layer| want(&errand, asker, Kind::Blob, (&layer.digest, layer.size))).collect())
+    Ok(layers.map(|layer| want(&errand.image, asker, Kind::Blob, (&layer.digest, layer.size))).collect())
 }
 
 /// The config and the layers of the image that the errand is about. Its manifests are in the store by then.
@@ -109,7 +146,7 @@ pub(super) async fn blobs(parts: &Parts, errand: &Errand, asker: &Asker) -> Resu
     let mut blobs: Vec<Want> = Vec::with_capacity(manifest.layers.len() + 1);
     for blob in std::iter::once(manifest.config).chain(manifest.layers).filter(is_the_registrys) {
         if !blobs.iter().any(|known| known.digest == blob.digest) {
-            blobs.push(want(errand, asker, Kind::Blob, (&blob.digest, blob.size)));
+            blobs.push(want(&errand.image, asker, Kind::Blob, (&blob.digest, blob.size)));
         }
     }
     Ok(blobs)
@@ -140,7 +177,7 @@ async fn is_for(
     if !oci::is_image_config(media_type) {
         return Ok(());
     }
-    let want = want(errand, asker, Kind::Blob, (digest, *size));
+    let want = want(&errand.image, asker, Kind::Blob, (digest, *size));
     let bytes = parts.pulls.document(want).await.map_err(|source| PreheatError::Pull { source })?;
     let config = ImageConfig::parse(&bytes).map_err(|source| unusable(errand, "config", source))?;
     let said = config.platform();
@@ -163,18 +200,18 @@ async fn document(
     asker: &Asker,
     (digest, len): (&Digest, u64),
 ) -> Result<Bytes, PreheatError> {
-    let want = want(errand, asker, Kind::Manifest, (digest, len));
+    let want = want(&errand.image, asker, Kind::Manifest, (digest, len));
     parts.pulls.document(want).await.map_err(|source| PreheatError::Pull { source })
 }
 
-fn want(errand: &Errand, asker: &Asker, kind: Kind, (digest, len): (&Digest, u64)) -> Want {
+fn want(image: &Reference, asker: &Asker, kind: Kind, (digest, len): (&Digest, u64)) -> Want {
     Want {
         digest: digest.clone(),
         len,
-        origins: vec![errand.image.repository.clone()],
+        origins: vec![image.repository.clone()],
         kind,
         asker: asker.clone(),
-        image: Some(errand.image.to_string()),
+        image: Some(image.to_string()),
     }
 }
 

@@ -198,7 +198,7 @@ impl Preheats {
         if let Some(idle) = order.nodes.idle(&members).next() {
             return Err(PreheatError::Nobody(idle.to_owned()));
         }
-        let root = image::resolve(&self.parts.origin, &order.image, &order.asker).await?;
+        let root = image::resolve(&self.parts, &order.image, &order.asker).await?;
         let has_pass = !matches!(order.asker, Asker::Node);
         members.retain(|member| order.nodes.takes(member) || (has_pass && member.name == me.name));
         let errand =
@@ -231,7 +231,7 @@ impl Preheats {
     /// # Errors
     /// The registry does not say what the image consists of.
     pub async fn layers(&self, image: &Reference) -> Result<Vec<Want>, PreheatError> {
-        image::layers(&self.parts.origin, image, &Asker::Node).await
+        image::layers(&self.parts, image, &Asker::Node).await
     }
 
     /// Starts the layers of an image that somebody is about to pull on this node, in his name. They go on for as long as
@@ -244,7 +244,7 @@ impl Preheats {
         if self.parts.pulls.known_among(repository).await.is_empty() {
             return Ok(Vec::new());
         }
-        let layers = image::layers(&self.parts.origin, image, asker).await?;
+        let layers = image::layers(&self.parts, image, asker).await?;
         Ok(layers.into_iter().map(|layer| self.parts.pulls.start(layer)).collect())
     }
 

@@ -105,6 +105,13 @@ async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_
         let got = alone.get(&path(rest, "127.0.0.1:1")).await;
         assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{rest}");
     }
+    // And by the node's operator, who needs nobody's leave.
+    let pull = |named: &str| alone.flotilla.command(&["pull", &format!("{host}/team/app{named}")]).output();
+    let pulled = pull(&format!("@{manifest}")).unwrap();
+    assert!(pulled.status.success(), "{pulled:?}");
+    let by_tag = pull(":v1").unwrap();
+    let said = String::from_utf8_lossy(&by_tag.stderr);
+    assert!(!by_tag.status.success() && said.contains("the registry does not say what"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
