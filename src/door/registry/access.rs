@@ -148,9 +148,17 @@ impl Gate {
                 *entry = Some((grant.clone(), Instant::now() + GRANTED_FOR));
                 Ok(grant)
             }
-            Err(error) if error.is_outage() && self.goes_on_without(repository).await => {
-                tracing::info!(%repository, %digest, "served unchecked: {}", crate::pull::chain_of(&error));
-                Ok(Grant { len: None, unchecked: true })
+            Err(error) if error.is_outage() => {
+                let (why, goes_on) = (crate::pull::chain_of(&error), self.goes_on_without(repository).await);
+                if goes_on {
+                    tracing::info!(%repository, %digest, "served unchecked: {why}");
+                    return Ok(Grant { len: None, unchecked: true });
+                }
+                tracing::info!(
+                    %repository, %digest, access = ?self.access,
+                    "not served: `access` wants this registry's word, or nobody has named it and it has not answered since the start: {why}"
+                );
+                Err(error)
             }
             Err(error) => Err(error),
         }

@@ -105,8 +105,12 @@ async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_
         let got = alone.get(&path(rest, "127.0.0.1:1")).await;
         assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{rest}");
     }
+    alone.flotilla.process().unwrap().wait_for("nobody has named it and it has not answered").unwrap();
     // And by the node's operator, who needs nobody's leave.
-    let pull = |named: &str| alone.flotilla.command(&["pull", &format!("{host}/team/app{named}")]).output();
+    let pull = |named: &str| {
+        let image = format!("{host}/team/app{named}");
+        alone.flotilla.command(&["pull", &image]).output()
+    };
     let pulled = pull(&format!("@{manifest}")).unwrap();
     assert!(pulled.status.success(), "{pulled:?}");
     let by_tag = pull(":v1").unwrap();
