@@ -84,7 +84,7 @@ async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_
     let manifest = publish(&registry, "team/app", "v1", std::slice::from_ref(&layer));
     let host = registry.host();
     let mut alone = Alone::start(|settings| {
-        settings.set("registry", "plain_http", &format!("[\"127.0.0.1\", \"{host}\"]"));
+        settings.set("registry", "plain_http", format!("[\"127.0.0.1\", \"{host}\"]"));
     });
     let paths = [format!("manifests/{manifest}"), format!("blobs/{}", super::digest(&layer))];
     let path = |rest: &str, host: &str| format!("/v2/team/app/{rest}?ns={host}");
