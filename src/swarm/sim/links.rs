@@ -39,6 +39,8 @@ impl Sim {
         let holder = &mut self.nodes[to];
         let refusal = match () {
             () if !holder.alive => Fetched::Failed,
+            // Who gives up gives no more.
+            () if holder.failed.is_some() => Fetched::Absent,
             () if holder.fault == Fault::Leech || !holder.stored.contains_key(&index) => Fetched::Absent,
             () => return holder.waiting.push_back(upload),
         };

@@ -273,21 +273,30 @@ impl Sim {
     }
 
     fn apply_faults(&mut self) {
-        let now = self.now();
         for number in 0..self.nodes.len() {
             if self.nodes[number].fault != Fault::Dies(self.tick) {
                 continue;
             }
             self.nodes[number].alive = false;
             self.swarms.remove(&number);
-            if let Some((tracker, handle)) = self.nodes[number].line.take()
-                && let Some(tracked) = self.swarms.get_mut(&tracker)
-            {
-                tracked.swarm.leave(handle, now);
-            }
+            self.leaves(number);
             for node in self.nodes.iter_mut().filter(|node| node.line.is_some_and(|(at, _)| at == number)) {
                 node.line = None;
             }
+        }
+    }
+
+    fn gave_up(&mut self, number: usize, reason: String) {
+        self.nodes[number].failed = Some(reason);
+        self.leaves(number);
+    }
+
+    fn leaves(&mut self, number: usize) {
+        let now = self.now();
+        if let Some((tracker, handle)) = self.nodes[number].line.take()
+            && let Some(tracked) = self.swarms.get_mut(&tracker)
+        {
+            tracked.swarm.leave(handle, now);
         }
     }
 

@@ -192,7 +192,7 @@ impl Sim {
                 Action::Misled { .. } => node.misled = true,
                 // Blobs here have no bytes.
                 Action::Keep { .. } | Action::Share => {}
-                Action::Fail { reason } => node.failed = Some(reason),
+                Action::Fail { reason } => self.gave_up(number, reason),
             }
         }
         let pace = self.nodes[number].exchange.pace();
