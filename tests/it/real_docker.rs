@@ -62,7 +62,9 @@ fn docker_with_a_registry_mirror(dockerd: &Dockerd) {
     told(|lab, node, image| {
         let config = lab.dir().join("docker/daemon.json").display().to_string();
         install(node, &["--docker", "--docker-config", &config]);
-        dockerd.start(lab, &[]).pulls(&image.name, image);
+        let docker = dockerd.start(lab, &[]);
+        docker.pulls(&image.name, image);
+        docker.pulls_by_digest(&image.name, image);
     });
 }
 
@@ -78,7 +80,9 @@ fn docker_through_the_proxy(dockerd: &Dockerd) {
         let daemon = Flotilla::start(flotilla_program(), dir.join("flotilla"), &settings, None).unwrap();
         let proxy = format!("http://{}", daemon.address_of("mirror").unwrap());
         let docker = dockerd.start(lab, &[("HTTPS_PROXY", &proxy), ("SSL_CERT_FILE", &ca)]);
-        docker.pulls(&format!("{REGISTRY}/{}", image.name), image);
+        let name = format!("{REGISTRY}/{}", image.name);
+        docker.pulls(&name, image);
+        docker.pulls_by_digest(&name, image);
     });
 }
 
@@ -339,6 +343,14 @@ impl Docker {
         assert!(pulled.contains(&image.manifest.digest), "{pulled}");
         let images = self.say(&["images", "--digests", "--no-trunc"]);
         assert!(images.contains(&image.manifest.digest), "{images}");
+    }
+
+    /// Removes what it has by tag, and pulls the same by digest.
+    fn pulls_by_digest(&self, name: &str, image: &Published) {
+        self.say(&["rmi", name]);
+        let (repository, _) = name.rsplit_once(':').unwrap();
+        let pulled = self.say(&["pull", &format!("{repository}@{}", image.manifest.digest)]);
+        assert!(pulled.contains("Downloaded newer image"), "{pulled}");
     }
 
     /// A dockerd in the container `inner` of this one, with its node's proxy and the CA that it trusts. Its image and

@@ -26,8 +26,10 @@ pub(crate) const REGISTRY: &str = "registry.lab";
 fn skopeo_podman_and_buildah() {
     one_of_each("skopeo", |lab, node, image| {
         let copy = format!("dir:{}", lab.dir().join("copy").display());
-        let from = format!("docker://{}/{REGISTRY}/{}", mirror(node), image.name);
-        say(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &from, &copy]));
+        for named in [image.name.clone(), by_digest(image)] {
+            let from = format!("docker://{}/{REGISTRY}/{named}", mirror(node));
+            say(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &from, &copy]));
+        }
         for layer in &image.layers {
             let file = lab.dir().join("copy").join(layer.blob.digest.trim_start_matches("sha256:"));
             assert_eq!(fs::metadata(file).unwrap().len(), layer.blob.size);
@@ -38,6 +40,8 @@ fn skopeo_podman_and_buildah() {
         say(podman().args(["pull", "--quiet", &format!("{REGISTRY}/{}", image.name)]));
         let images = say(podman().args(["images", "--no-trunc", "--digests"]));
         assert!(images.contains(&image.manifest.digest), "{images}");
+        say(podman().args(["rmi", &format!("{REGISTRY}/{}", image.name)]));
+        say(podman().args(["pull", "--quiet", &format!("{REGISTRY}/{}", by_digest(image))]));
     });
     one_of_each("buildah", |lab, node, image| {
         let buildah = || with_registries_conf(lab, node, "buildah");
@@ -46,7 +50,14 @@ fn skopeo_podman_and_buildah() {
         let text = fs::read_to_string(Path::new(mount.trim()).join("etc/lab")).unwrap();
         assert_eq!(text, "a small image\n");
         say(buildah().args(["umount", name.trim()]));
+        say(buildah().args(["rmi", "--all", "--force"]));
+        say(buildah().args(["from", "--quiet", &format!("{REGISTRY}/{}", by_digest(image))]));
     });
+}
+
+fn by_digest(image: &Published) -> String {
+    let (repository, _) = image.name.rsplit_once(':').unwrap();
+    format!("{repository}@{}", image.manifest.digest)
 }
 
 /// Debian has no CRI-O. It finds its registries where skopeo does, by the same library: in `/etc/containers`, with the
@@ -99,21 +110,23 @@ fn crane_oras_and_regctl() {
 
 #[test]
 fn containerd_that_fetches_a_layer_by_several_connections() {
-    tell("2.1", |lab, programs| {
-        let image = samples::large_layer(lab.images(), "demo/large:v1", 40 << 20).unwrap();
-        let more = "[plugins.'io.containerd.transfer.v1.local']\n  concurrent_layer_fetch_buffer = 1048576\n  max_concurrent_downloads = 4\n";
-        let mut node = lab.node(&programs).later().alone().containerd_setting(more).start().unwrap();
-        let dir = lab.dir().join(&node.name).join("flotilla");
-        node.install(flotilla_program(), dir).unwrap();
-        lead_by_mirror(&lab.hosts_dir(), &lab.host(), &mirror(&node)).unwrap();
-        let hosts = lab.hosts_dir().display().to_string();
-        node.containerd.ctr(&["images", "pull", "--hosts-dir", &hosts, &lab.name(&image.name)]).unwrap();
-        assert!(node.is_complete(&lab.name(&image.name)).unwrap());
-        let parts = node.daemon().unwrap().metrics().unwrap();
-        let parts = parts.sum("flotilla_mirror_requests_total", &["what=\"blob\"", "status=\"206\""]);
-        assert!(parts > 1.0, "{parts} parts");
-        Pulled::new(lab, &node, &image).left_the_registry_once();
-    });
+    ["2.1", "2.4"].iter().for_each(|series| tell(series, by_several_connections));
+}
+
+fn by_several_connections(lab: &Lab, programs: Programs) {
+    let image = samples::large_layer(lab.images(), "demo/large:v1", 40 << 20).unwrap();
+    let more = "[plugins.'io.containerd.transfer.v1.local']\n  concurrent_layer_fetch_buffer = 1048576\n  max_concurrent_downloads = 4\n";
+    let mut node = lab.node(&programs).later().alone().containerd_setting(more).start().unwrap();
+    let dir = lab.dir().join(&node.name).join("flotilla");
+    node.install(flotilla_program(), dir).unwrap();
+    lead_by_mirror(&lab.hosts_dir(), &lab.host(), &mirror(&node)).unwrap();
+    let hosts = lab.hosts_dir().display().to_string();
+    node.containerd.ctr(&["images", "pull", "--hosts-dir", &hosts, &lab.name(&image.name)]).unwrap();
+    assert!(node.is_complete(&lab.name(&image.name)).unwrap());
+    let parts = node.daemon().unwrap().metrics().unwrap();
+    let parts = parts.sum("flotilla_mirror_requests_total", &["what=\"blob\"", "status=\"206\""]);
+    assert!(parts > 1.0, "{parts} parts");
+    Pulled::new(lab, &node, &image).left_the_registry_once();
 }
 
 /// `flotilla install` with the port that the node's mirror has got.

@@ -35,6 +35,11 @@ fn a_registry_that_goes_away_fails_no_pull_by_digest() {
 }
 
 #[test]
+fn where_a_digest_is_enough_a_registry_that_went_away_is_not_missed() {
+    tell("1.6", outage_where_a_digest_is_enough);
+}
+
+#[test]
 fn a_registry_that_goes_away_in_the_middle_of_a_crowd_fails_no_pull_by_digest() {
     tell("1.6", outage_in_the_middle);
 }
@@ -120,6 +125,25 @@ fn outage(lab: &Lab, containerd: Programs) {
         assert_eq!(bytes_from(node, "origin"), 0);
     }
     eventually("the pulls to be told", || bytes_from(&nodes[1], "peer") >= layer_bytes(&image));
+}
+
+/// `access = "digest"`; who asks knows no manifest, so that nobody has told this node how long the layers are.
+fn outage_where_a_digest_is_enough(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/known:v1");
+    let mut nodes =
+        lab.crowd_of(&containerd, 2, |plan| plan.setting("mirror", "access", "\"digest\"")).unwrap();
+    meet(&mut nodes);
+    Client::of(lab, &nodes[0], &image).pulls_by_digest();
+    lab.registry().process().kill().unwrap();
+    let client = Client::of(lab, &nodes[1], &image);
+    for layer in &image.layers {
+        let got = client.get(&format!("blobs/{}", layer.blob.digest));
+        assert_eq!((got.status.as_u16(), got.whole), (200, true), "{got:?}");
+        assert_eq!(Digest::of(Algorithm::Sha256, &got.bytes).to_string(), layer.blob.digest.to_string());
+        assert!(got.header("warning").starts_with("111 "), "{:?}", got.headers);
+    }
+    let unknown = Digest::of(Algorithm::Sha256, b"nobody has this");
+    assert_eq!(client.get(&format!("blobs/{unknown}")).status.as_u16(), 503);
 }
 
 /// The registry dies while four clients read: what each of them lacks is with one or the other node, and with none alone.

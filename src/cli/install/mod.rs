@@ -174,12 +174,15 @@ pub(super) fn install(args: &InstallArgs, settings: &Settings, out: &mut impl Wr
         for note in notes {
             writeln!(out, "{note}")?;
         }
+        changes.push(change);
+    }
+    if (args.targets.of_containerd() || args.targets.of_containers()) && changes.iter().any(Change::is_needed)
+    {
         writeln!(
             out,
-            "of these registries the cluster shares those that Flotilla's settings name (mirror.registries, \
-             mirror.default_upstream, registry.plain_http) or hosts.toml has a folder for"
+            "by the mirror the cluster shares the registries that Flotilla's settings name (mirror.registries, \
+             mirror.default_upstream, registry.plain_http) or hosts.toml has a folder for; what others say is passed on as it is"
         )?;
-        changes.push(change);
     }
     let config = &args.targets.containerd_config;
     let needs =

@@ -226,7 +226,8 @@ impl Gate {
         }
     }
 
-    async fn ask(
+    /// Asks the registry, unless it was down a moment ago; the length of what may be had.
+    pub(super) async fn ask(
         &self,
         repository: &Repository,
         wanted: (Kind, &Digest),

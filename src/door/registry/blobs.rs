@@ -50,16 +50,22 @@ impl Door {
             Ok(grant) => grant,
             Err(error) => return reply::refused(Sort::Blob, &error),
         };
+        let mut unchecked = grant.unchecked;
         let lens = match grant.len.or_else(|| self.len_here(asked, digest)) {
             Some(len) => vec![len],
-            None if grant.unchecked => self.parts.pulls.lens_elsewhere(digest).await,
-            None => {
-                let reach = self.parts.origin.reach(&asked.repository, (Kind::Blob, digest), &client.asker);
-                match reach.await {
-                    Ok(len) => vec![len],
-                    Err(error) => return reply::refused(Sort::Blob, &error),
+            None if unchecked => self.parts.pulls.lens_elsewhere(digest).await,
+            // Whoever knows the digest may have it, so that the registry is asked for no more than the length.
+            None => match self.gate.ask(&asked.repository, (Kind::Blob, digest), &client.asker).await {
+                Ok(len) => vec![len],
+                Err(error) => {
+                    let lens = self.parts.pulls.lens_elsewhere(digest).await;
+                    if lens.is_empty() {
+                        return reply::refused(Sort::Blob, &error);
+                    }
+                    unchecked = error.is_outage();
+                    lens
                 }
-            }
+            },
         };
         let mut reply = reply::error(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "nobody here knows it");
         for len in lens {
@@ -68,7 +74,7 @@ impl Door {
                 break;
             }
         }
-        if grant.unchecked && reply.status().is_success() {
+        if unchecked && reply.status().is_success() {
             reply::set(&mut reply, header::WARNING, reply::UNCHECKED);
         }
         reply

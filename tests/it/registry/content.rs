@@ -71,6 +71,16 @@ impl Content {
         self.blobs.get(&(repository.to_owned(), digest.to_owned())).cloned()
     }
 
+    pub(super) fn tags(&self, repository: &str) -> Vec<&str> {
+        let is_tag = |((of, name), found): &(&(String, String), &Manifest)| {
+            of == repository && *name != found.digest.to_string()
+        };
+        let mut tags: Vec<&str> =
+            self.manifests.iter().filter(is_tag).map(|((_, name), _)| name.as_str()).collect();
+        tags.sort_unstable();
+        tags
+    }
+
     /// The manifests of a repository whose subject is `digest`.
     pub(super) fn referring(&self, repository: &str, digest: &str) -> Vec<Manifest> {
         let subject = |manifest: &Manifest| {

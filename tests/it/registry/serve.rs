@@ -94,10 +94,10 @@ async fn answer(inner: &Inner, request: Request<Incoming>) -> Response<Body> {
         Some(target) if target.kind == Kind::Manifest => manifest(inner, &request, &target, &counter),
         Some(target) => blob(inner, &request, &target, counter),
         None if path == "/v2/" => finished(Response::builder(), "{}".into(), &counter),
-        None => referrers(inner, path).map_or_else(
+        None => referrers(inner, path).or_else(|| tags(inner, path)).map_or_else(
             || not_found(&counter),
-            |list| {
-                let response = Response::builder().header(header::CONTENT_TYPE, INDEX);
+            |(media_type, list)| {
+                let response = Response::builder().header(header::CONTENT_TYPE, media_type);
                 finished(response, list, &counter)
             },
         ),
@@ -107,7 +107,7 @@ async fn answer(inner: &Inner, request: Request<Incoming>) -> Response<Body> {
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// `/v2/<repository>/referrers/<digest>`: an index of the manifests that have it as their subject.
-fn referrers(inner: &Inner, path: &str) -> Option<String> {
+fn referrers(inner: &Inner, path: &str) -> Option<(&'static str, String)> {
     let (repository, digest) = path.strip_prefix("/v2/")?.split_once("/referrers/")?;
     let referring = inner.content.lock().referring(repository, digest);
     let descriptors: Vec<String> = referring
@@ -117,7 +117,16 @@ fn referrers(inner: &Inner, path: &str) -> Option<String> {
             format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{len}}}"#)
         })
         .collect();
-    Some(format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{}]}}"#, descriptors.join(",")))
+    let manifests = descriptors.join(",");
+    Some((INDEX, format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{manifests}]}}"#)))
+}
+
+/// `/v2/<repository>/tags/list`.
+fn tags(inner: &Inner, path: &str) -> Option<(&'static str, String)> {
+    let repository = path.strip_prefix("/v2/")?.strip_suffix("/tags/list")?;
+    let content = inner.content.lock();
+    let list = serde_json::json!({ "name": repository, "tags": content.tags(repository) });
+    Some(("application/json", list.to_string()))
 }
 
 /// `/v2/<repository>/manifests|blobs/<name>`.
