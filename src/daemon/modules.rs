@@ -40,6 +40,12 @@ fn registries(settings: &Settings) -> Vec<String> {
     [settings.texts("mirror.registries"), settings.texts("mirror.proxy_hosts")].concat()
 }
 
+/// Those of them that the operator has named himself.
+fn written(settings: &Settings) -> Vec<String> {
+    let own = ["mirror.registries", "mirror.proxy_hosts"].into_iter().filter(|key| !settings.is_default(key));
+    own.flat_map(|key| settings.texts(key)).collect()
+}
+
 pub(super) fn pulls(settings: &Settings) -> pull::Settings {
     let only = (settings.text("registry.strangers").as_deref() == Some("leave")).then(|| {
         let default = settings.text("mirror.default_upstream");
@@ -60,6 +66,7 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
     Ok(door::registry::Settings {
         authority,
         registries: Registries::new(registries(settings)),
+        named: Registries::new(written(settings)),
         default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
         access: match settings.text("mirror.access").as_deref() {
             Some("verify") => Access::Verify,
@@ -164,5 +171,20 @@ pub(super) fn layers(settings: &Settings) -> layer::Settings {
         prepare_budget: settings.duration("containerd.prepare_budget"),
         hold_idle_max: settings.duration("containerd.hold_idle_max"),
         hold_max: settings.duration("containerd.hold_max"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_of_the_defaults_is_shared_and_not_the_operators_own() {
+        let written =
+            |text: &str| written(&Settings::parse(Path::new("/etc/flotilla/config.toml"), text).unwrap());
+        assert!(registries(&Settings::parse(Path::new("/x"), "").unwrap()).contains(&"quay.io".to_owned()));
+        assert_eq!(written(""), Vec::<String>::new());
+        let text = "[mirror]\nregistries = [\"r.local\"]\nproxy_hosts = [\"p.local\"]";
+        assert_eq!(written(text), ["r.local", "p.local"]);
     }
 }

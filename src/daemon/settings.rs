@@ -129,6 +129,12 @@ impl Settings {
         self.text(name).map(PathBuf::from)
     }
 
+    /// Whether nobody has said anything of `section.name`.
+    #[must_use]
+    pub fn is_default(&self, name: &str) -> bool {
+        self.values.get(name).is_none_or(|(_, source)| matches!(source, Source::Default))
+    }
+
     /// The list at `section.name`, one text standing for a list of one; empty if there is none.
     #[must_use]
     pub fn texts(&self, name: &str) -> Vec<String> {

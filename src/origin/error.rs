@@ -118,7 +118,7 @@ impl Demand {
 }
 
 /// Every word of [`OriginError::reason`].
-const REASONS: [&str; 19] = [
+const REASONS: [&str; 20] = [
     "no_origin",
     "origin_hosts",
     "origin_not_found",
@@ -129,6 +129,7 @@ const REASONS: [&str; 19] = [
     "origin_unreachable",
     "origin_broken",
     "origin_stalled",
+    "origin_resting",
     "origin_busy",
     "origin_truncated",
     "origin_wrong_length",

@@ -7,8 +7,9 @@
 //! ```
 //! A digest is 256 bits that only a manifest tells, and manifests are given out like everything else here. So the
 //! default is offline-ok: a registry that is down stops no rollout whose bytes the cluster holds. Down is a registry
-//! only if it has answered since the start, or if somebody has written that very host into the settings or into hosts.toml's
-//! folders: a made-up one opens nothing, neither where a pattern of the settings or a name without its port would include it.
+//! only if it has answered since the start, or if the operator has written that very host into the settings or into hosts.toml's
+//! folders, or if it is the one of names without a host: a made-up one opens nothing, neither where a pattern of the settings
+//! or a name without its port would include it, nor does one that the defaults name and this node has never reached.
 
 use std::{
     collections::{HashMap, HashSet},

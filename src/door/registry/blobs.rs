@@ -57,12 +57,18 @@ impl Door {
             // Whoever knows the digest may have it, so that the registry is asked for no more than the length.
             None => match self.gate.ask(&asked.repository, (Kind::Blob, digest), &client.asker).await {
                 Ok(len) => vec![len],
+                // What a registry says that it has not is not said to be there: a push asks so whether to send it.
+                Err(error) if client.head && error.status() == Some(404) => {
+                    return reply::refused(Sort::Blob, &error);
+                }
                 Err(error) => {
                     let lens = self.parts.pulls.lens_elsewhere(digest).await;
                     if lens.is_empty() {
                         return reply::refused(Sort::Blob, &error);
                     }
-                    unchecked = error.is_outage();
+                    let why = crate::pull::chain_of(&error);
+                    tracing::info!(repository = %asked.repository, %digest, "members say how long it is: {why}");
+                    unchecked = true;
                     lens
                 }
             },

@@ -87,6 +87,8 @@ pub struct Settings {
     pub default_upstream: String,
     /// The registries that the cluster shares, beside that one.
     pub registries: Registries,
+    /// Those of them that the operator has written down himself, which may be done without while they are down.
+    pub named: Registries,
     pub access: Access,
     /// How long a tag's meaning counts before the registry is asked again.
     pub tag_ttl: Duration,
@@ -125,7 +127,7 @@ struct Door {
 impl Mirror {
     #[must_use]
     pub fn new(parts: Parts, settings: Settings, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let named = settings.registries.clone().and(&settings.default_upstream);
+        let named = settings.named.clone().and(&settings.default_upstream);
         let gate = Gate::new(settings.access, parts.origin.clone(), named);
         Self(Arc::new(Door {
             gate,
@@ -147,10 +149,10 @@ impl Mirror {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, client)) => {
                     // A small answer is not to wait for the next one. A socket that refuses this is slower, no more.
                     let _delays = stream.set_nodelay(true);
-                    self.welcome(stream);
+                    self.welcome(stream, Near(client.ip().to_canonical().is_loopback()));
                 }
                 Err(error) => self.pause(&error).await,
             }
@@ -165,7 +167,7 @@ impl Mirror {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.welcome(stream),
+                Ok((stream, _)) => self.welcome(stream, Near(false)),
                 Err(error) => self.pause(&error).await,
             }
         }
@@ -180,7 +182,7 @@ impl Mirror {
     }
 
     /// A connection counts until it is closed, also as a tunnel.
-    fn welcome(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    fn welcome(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, near: Near) {
         let Ok(permit) = self.0.connections.clone().try_acquire_owned() else {
             tracing::warn!("closed a client's connection to the mirror: {CONNECTIONS_MAX} are open");
             return;
@@ -192,6 +194,7 @@ impl Mirror {
             let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 let door = door.clone();
                 request.extensions_mut().insert(place.clone());
+                request.extensions_mut().insert(near);
                 async move { Ok::<_, Infallible>(door.answer(request).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
@@ -210,6 +213,11 @@ impl Mirror {
 /// A connection's place among those that may be open.
 #[derive(Clone, Debug)]
 struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// Whether a client comes from a loopback address: a process of this machine's own network, which reaches the same
+/// without us, or a relay that runs in it. A container with the mirror's socket does not.
+#[derive(Clone, Copy, Debug)]
+struct Near(bool);
 
 impl Door {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {

@@ -6,9 +6,10 @@
 //!        └──────────── any other host ── a blind tunnel
 //! GET http://host/… ── the same, without TLS
 //! ```
-//! Without listed hosts it is no proxy at all. It leads to ports of the web, and to no address of this machine or of its
-//! link: a container that reaches the mirror is not to reach the node through it. Hosts that the operator has named, in
-//! `proxy_hosts` or `plain_http`, may be anywhere.
+//! Without listed hosts it is no proxy at all. It leads to no address of this machine or of its link, and clients that
+//! come from elsewhere than its loopback address to ports of the web alone: a container that reaches the mirror is not to
+//! reach the node through it, nor what is not the web. Hosts that the operator has named, in `proxy_hosts` or
+//! `plain_http`, may be anywhere.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -25,7 +26,7 @@ use tokio::{io::copy_bidirectional, net::TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Authority, BUFFER_LEN_MAX, Door, HEAD_MAX, Place, client, is_flotilla,
+    Authority, BUFFER_LEN_MAX, Door, HEAD_MAX, Near, Place, client, is_flotilla,
     patient::Patient,
     reply::{self, BrokenOff, Outgoing, Reply, Sort},
     route::{self, Asked, Route, What},
@@ -79,8 +80,10 @@ impl Door {
             let message = "this mirror is no proxy: its mirror.proxy_hosts is empty";
             return reply::error(StatusCode::FORBIDDEN, "DENIED", message);
         };
-        if target.port != target.default_port && !self.is_named(authority, &target) {
-            let message = "the proxy leads to ports 80 and 443, and to what mirror.proxy_hosts names";
+        let near = request.extensions().get::<Near>().is_some_and(|near| near.0);
+        if !near && target.port != target.default_port && !self.is_named(authority, &target) {
+            let message =
+                "from here the proxy leads to ports 80 and 443, and to what mirror.proxy_hosts names";
             return reply::error(StatusCode::FORBIDDEN, "DENIED", message);
         }
         if !connect {

@@ -8,8 +8,8 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -35,7 +35,10 @@ fn opening(registry: &Registry) -> (Alone, tempfile::TempDir) {
 
 /// A tunnel to `target`; the status that the proxy gave.
 async fn tunnel(proxy: &str, target: &str) -> (TcpStream, u16) {
-    let mut stream = TcpStream::connect(proxy).await.unwrap();
+    tunnel_over(TcpStream::connect(proxy).await.unwrap(), target).await
+}
+
+async fn tunnel_over<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, target: &str) -> (S, u16) {
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -125,10 +128,15 @@ async fn the_proxy_leads_to_the_web_and_not_to_the_node() {
     let (alone, _place) = opening(&registry);
     // The loopback address is named in plain_http; its name is not.
     let port = registry.address().port();
-    assert_eq!(tunnel(&alone.address, &format!("localhost:{port}")).await.1, 403, "no port of the web");
-    for near in ["localhost:443", "[::1]:443", "169.254.169.254:443", "0.0.0.0:443"] {
+    let by_name = format!("localhost:{port}");
+    for near in [&*by_name, "localhost:443", "[::1]:443", "169.254.169.254:443", "0.0.0.0:443"] {
         assert_eq!(tunnel(&alone.address, near).await.1, 502, "{near}");
     }
+    // From loopback to any port of others, if there were such a host; by the socket, which may be a container's, not.
+    let odd = "unlisted.invalid:5000";
+    assert_eq!(tunnel(&alone.address, odd).await.1, 502);
+    let socket = UnixStream::connect(alone.dir.join("flotilla/run/mirror.sock")).await.unwrap();
+    assert_eq!(tunnel_over(socket, odd).await.1, 403, "no port of the web");
     let plain = TcpStream::connect(&alone.address).await.unwrap();
     let got = ask_over(plain, Method::GET, "http://localhost/", &[("host", "localhost")]).await;
     assert!(
