@@ -161,9 +161,7 @@ impl Session {
             News::Fetched { peer, index, outcome, len } => {
                 exchange.fetched(&peer, index, outcome, now);
                 if let Fetched::Good(_) = outcome {
-                    // A tracker gives what is small to itself, too.
-                    let source = if peer == self.me.name { "local" } else { "peer" };
-                    self.count(source, index, len, now);
+                    self.count("peer", index, len, now);
                 }
             }
             News::Referred { index, to } => exchange.referred(index, to),
@@ -222,11 +220,7 @@ impl Session {
         let missing_tail = if have.contains(last) { short } else { 0 };
         let arrived = u64::from(have.len()) * layout.piece_len() - missing_tail;
         self.flight.status.send_modify(|status| {
-            let counted = match source {
-                "local" => &mut status.bytes.local,
-                "peer" => &mut status.bytes.peer,
-                _ => &mut status.bytes.origin,
-            };
+            let counted = if source == "peer" { &mut status.bytes.peer } else { &mut status.bytes.origin };
             *counted += len as u64;
             status.arrived = arrived;
             status.last_piece_at = Some(now);
