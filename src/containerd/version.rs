@@ -41,6 +41,13 @@ impl Version {
         self.major < 2
     }
 
+    /// From 2.1 on CRI hands `config_path` to the transfer service unsplit, so that a list of folders is taken for one,
+    /// unless it pulls by itself.
+    #[must_use]
+    pub fn takes_one_hosts_dir(&self) -> bool {
+        (self.major, self.minor) >= (2, 1)
+    }
+
     /// 2.x tells of every blob that it commits; older ones only of images.
     #[must_use]
     pub fn tells_of_content(&self) -> bool {

@@ -35,14 +35,16 @@ pub(super) fn snapshots(settings: &Settings, root: &Path) -> snapshot::Settings 
     snapshot::Settings { root: root.to_owned(), sync }
 }
 
-/// The registries that somebody has named, a folder of hosts.toml apart.
+/// Where registries are named, a folder of hosts.toml and the registry of names without a host apart.
+const REGISTRIES: [&str; 2] = ["mirror.registries", "mirror.proxy_hosts"];
+
 fn registries(settings: &Settings) -> Vec<String> {
-    [settings.texts("mirror.registries"), settings.texts("mirror.proxy_hosts")].concat()
+    REGISTRIES.into_iter().flat_map(|key| settings.texts(key)).collect()
 }
 
 /// Those of them that the operator has named himself.
 fn written(settings: &Settings) -> Vec<String> {
-    let own = ["mirror.registries", "mirror.proxy_hosts"].into_iter().filter(|key| !settings.is_default(key));
+    let own = REGISTRIES.into_iter().filter(|key| !settings.is_default(key));
     own.flat_map(|key| settings.texts(key)).collect()
 }
 
@@ -63,11 +65,13 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
         (false, None) => return Err(AuthorityError::Missing),
         (false, Some((cert, key))) => Some(Authority::load(hosts, &cert, &key)?),
     };
+    let default_upstream = settings.text("mirror.default_upstream").unwrap_or_default();
+    let named = written(settings).into_iter().chain([default_upstream.clone()]);
     Ok(door::registry::Settings {
         authority,
         registries: Registries::new(registries(settings)),
-        named: Registries::new(written(settings)),
-        default_upstream: settings.text("mirror.default_upstream").unwrap_or_default(),
+        named: Registries::new(named.collect()),
+        default_upstream,
         access: match settings.text("mirror.access").as_deref() {
             Some("verify") => Access::Verify,
             Some("digest") => Access::Digest,

@@ -17,13 +17,6 @@ impl Registries {
         Self(hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect())
     }
 
-    /// These and `host`.
-    #[must_use]
-    pub fn and(mut self, host: &str) -> Self {
-        self.0.push(host.to_ascii_lowercase());
-        self
-    }
-
     /// Whether this very registry is listed, by its name and port.
     #[must_use]
     pub fn list(&self, registry: &str) -> bool {
@@ -76,6 +69,6 @@ mod tests {
         ] {
             assert_eq!(registries.list(host), is_listed, "{host}");
         }
-        assert!(registries.and("Quay.io").list("quay.io"));
+        assert!(Registries::new(vec!["Quay.io".into()]).list("quay.io"));
     }
 }

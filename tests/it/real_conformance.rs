@@ -23,10 +23,11 @@ fn suite() -> Option<PathBuf> {
     suite
 }
 
-/// What the suite is to look at.
-struct Content<'a> {
-    repository: &'a str,
-    tag: &'a str,
+const REPOSITORY: &str = "demo/small";
+const TAG: &str = "v1";
+
+/// What the suite is to look at there.
+struct Content {
     manifest: String,
     blobs: Vec<String>,
     /// Checks of pull and discovery that there are for it.
@@ -34,15 +35,15 @@ struct Content<'a> {
 }
 
 /// Runs the suite against a mirror, and wants every check to pass; what it said.
-fn passes(suite: &Path, dir: &Path, mirror: &str, content: &Content<'_>, off: &[&str]) -> String {
+fn passes(suite: &Path, dir: &Path, mirror: &str, content: &Content, off: &[&str]) -> String {
     let mut command = Command::new(suite);
     command.current_dir(dir).envs(off.iter().map(|name| (name, "false")));
     command
         .env("OCI_CONFIGURATION", "/dev/null")
         .env("OCI_TLS", "disabled")
         .env("OCI_REGISTRY", mirror)
-        .env("OCI_REPO1", content.repository)
-        .env("OCI_RO_DATA_TAGS", content.tag)
+        .env("OCI_REPO1", REPOSITORY)
+        .env("OCI_RO_DATA_TAGS", TAG)
         .env("OCI_RO_DATA_MANIFESTS", &content.manifest)
         .env("OCI_RO_DATA_BLOBS", content.blobs.join(" "));
     // It may panic at its end, over a file of results; what counts is printed before.
@@ -67,13 +68,11 @@ fn the_conformance_suite_passes_against_the_mirror() {
         return;
     };
     let lab = Lab::new().unwrap();
-    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let image = samples::small(lab.images(), &format!("{REPOSITORY}:{TAG}")).unwrap();
     let upstream = format!("{:?}", lab.host());
     let node = lab.node(&programs).alone().setting("mirror", "default_upstream", &upstream).start().unwrap();
     let layers = image.layers.iter().map(|layer| layer.blob.digest.clone());
     let content = Content {
-        repository: "demo/small",
-        tag: "v1",
         manifest: image.manifest.digest.clone(),
         blobs: layers.chain([image.config.digest.clone()]).collect(),
         checks: 14,
@@ -88,18 +87,13 @@ async fn and_with_referrers_where_the_registry_behind_it_knows_them() {
     let Some(suite) = suite() else { return };
     let registry = Registry::start().await;
     let layer = noise(600_000, 1);
-    let manifest = publish(&registry, "demo/small", "v1", std::slice::from_ref(&layer));
+    let manifest = publish(&registry, REPOSITORY, TAG, std::slice::from_ref(&layer));
     let upstream = registry.host();
     let alone = Alone::start(|settings| {
         settings.text("mirror", "default_upstream", &upstream);
     });
-    let content = Content {
-        repository: "demo/small",
-        tag: "v1",
-        manifest: manifest.to_string(),
-        blobs: vec![digest(&layer).to_string()],
-        checks: 13,
-    };
+    let content =
+        Content { manifest: manifest.to_string(), blobs: vec![digest(&layer).to_string()], checks: 13 };
     let said = tokio::task::block_in_place(|| passes(&suite, &alone.dir, &alone.address, &content, &OFF));
     let passed = |line: &str| line.trim_start().starts_with("Referrers...") && line.ends_with("Pass");
     assert!(said.lines().any(passed), "{said}");

@@ -24,7 +24,7 @@ use crate::{
     mirror::operators_ca,
     real_image::{log, rots, stored_path},
     real_mesh::{crowd_image, meet, metric, with_a_liar},
-    real_mirror::{REGISTRY, has, install, mirror, told},
+    real_mirror::{REGISTRY, by_digest, has, install, mirror, told},
     real_mirror_mesh::Client,
 };
 
@@ -348,8 +348,7 @@ impl Docker {
     /// Removes what it has by tag, and pulls the same by digest.
     fn pulls_by_digest(&self, name: &str, image: &Published) {
         self.say(&["rmi", name]);
-        let (repository, _) = name.rsplit_once(':').unwrap();
-        let pulled = self.say(&["pull", &format!("{repository}@{}", image.manifest.digest)]);
+        let pulled = self.say(&["pull", &by_digest(name, image)]);
         assert!(pulled.contains("Downloaded newer image"), "{pulled}");
     }
 

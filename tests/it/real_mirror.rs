@@ -26,7 +26,7 @@ pub(crate) const REGISTRY: &str = "registry.lab";
 fn skopeo_podman_and_buildah() {
     one_of_each("skopeo", |lab, node, image| {
         let copy = format!("dir:{}", lab.dir().join("copy").display());
-        for named in [image.name.clone(), by_digest(image)] {
+        for named in [image.name.clone(), by_digest(&image.name, image)] {
             let from = format!("docker://{}/{REGISTRY}/{named}", mirror(node));
             say(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &from, &copy]));
         }
@@ -41,7 +41,7 @@ fn skopeo_podman_and_buildah() {
         let images = say(podman().args(["images", "--no-trunc", "--digests"]));
         assert!(images.contains(&image.manifest.digest), "{images}");
         say(podman().args(["rmi", &format!("{REGISTRY}/{}", image.name)]));
-        say(podman().args(["pull", "--quiet", &format!("{REGISTRY}/{}", by_digest(image))]));
+        say(podman().args(["pull", "--quiet", &format!("{REGISTRY}/{}", by_digest(&image.name, image))]));
     });
     one_of_each("buildah", |lab, node, image| {
         let buildah = || with_registries_conf(lab, node, "buildah");
@@ -51,12 +51,13 @@ fn skopeo_podman_and_buildah() {
         assert_eq!(text, "a small image\n");
         say(buildah().args(["umount", name.trim()]));
         say(buildah().args(["rmi", "--all", "--force"]));
-        say(buildah().args(["from", "--quiet", &format!("{REGISTRY}/{}", by_digest(image))]));
+        say(buildah().args(["from", "--quiet", &format!("{REGISTRY}/{}", by_digest(&image.name, image))]));
     });
 }
 
-fn by_digest(image: &Published) -> String {
-    let (repository, _) = image.name.rsplit_once(':').unwrap();
+/// The image that `name` calls by a tag.
+pub(crate) fn by_digest(name: &str, image: &Published) -> String {
+    let (repository, _) = name.rsplit_once(':').unwrap();
     format!("{repository}@{}", image.manifest.digest)
 }
 

@@ -129,7 +129,7 @@ impl Node {
         match hosts {
             HostsDir::Default(dir) if dir == Path::new(HOSTS_DIR) && version >= (2, 2) => None,
             HostsDir::Unsaid(dir) | HostsDir::Default(dir) => Some(dir.display().to_string()),
-            HostsDir::List(first) if version >= (2, 1) => Some(first.display().to_string()),
+            HostsDir::List(first) if self.version.takes_one_hosts_dir() => Some(first.display().to_string()),
             HostsDir::List(_) | HostsDir::Said(_) | HostsDir::Refused => None,
         }
     }
@@ -709,21 +709,18 @@ version = 2
         let (_dir, config) = machine(Some(&local));
         assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()));
         // With these CRI pulls by itself as well.
-        for key in [
-            "discard_unpacked_layers = true",
-            "max_concurrent_downloads = 5",
-            "disable_snapshot_annotations = false",
+        for (key, by_cri, by_transfer) in [
+            ("discard_unpacked_layers", "true", "false"),
+            ("max_concurrent_downloads", "5", "3"),
+            ("disable_snapshot_annotations", "false", "true"),
         ] {
-            let (_dir, config) = machine(Some(&local.replace("use_local_image_pull = true", key)));
-            assert_eq!(hosts_dir(&config).unwrap(), HostsDir::Said("/a".into()), "{key}");
-        }
-        for key in [
-            "discard_unpacked_layers = false",
-            "max_concurrent_downloads = 3",
-            "disable_snapshot_annotations = true",
-        ] {
-            let (_dir, config) = machine(Some(&local.replace("use_local_image_pull = true", key)));
-            assert_eq!(hosts_dir(&config).unwrap(), HostsDir::List("/a".into()), "{key}");
+            let found = |value: &str| {
+                let line = format!("{key} = {value}");
+                let (_dir, config) = machine(Some(&local.replace("use_local_image_pull = true", &line)));
+                hosts_dir(&config).unwrap()
+            };
+            assert_eq!(found(by_cri), HostsDir::Said("/a".into()), "{key}");
+            assert_eq!(found(by_transfer), HostsDir::List("/a".into()), "{key}");
         }
         let (_dir, config) = machine(Some(said));
         apply(&install(&config, &node("2.0.4")).unwrap());

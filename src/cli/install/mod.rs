@@ -213,7 +213,7 @@ fn enter_mirror(
 ) -> anyhow::Result<Vec<Change>> {
     let dir = match containerd::hosts_dir(config)? {
         HostsDir::Said(dir) | HostsDir::Unsaid(dir) | HostsDir::Default(dir) => dir,
-        HostsDir::List(dir) if (version.major, version.minor) < (2, 1) => dir,
+        HostsDir::List(dir) if !version.takes_one_hosts_dir() => dir,
         HostsDir::List(dir) => {
             writeln!(
                 out,

@@ -110,7 +110,7 @@ impl Down {
 }
 
 impl Gate {
-    /// `named` are the registries of the settings.
+    /// `named` may be done without while they are down.
     pub(super) fn new(access: Access, origin: Origin, named: Registries) -> Self {
         Self {
             access,

@@ -87,7 +87,8 @@ pub struct Settings {
     pub default_upstream: String,
     /// The registries that the cluster shares, beside that one.
     pub registries: Registries,
-    /// Those of them that the operator has written down himself, which may be done without while they are down.
+    /// That one, and those of them that the operator has written down himself: they may be done without while they are
+    /// down.
     pub named: Registries,
     pub access: Access,
     /// How long a tag's meaning counts before the registry is asked again.
@@ -127,8 +128,7 @@ struct Door {
 impl Mirror {
     #[must_use]
     pub fn new(parts: Parts, settings: Settings, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let named = settings.named.clone().and(&settings.default_upstream);
-        let gate = Gate::new(settings.access, parts.origin.clone(), named);
+        let gate = Gate::new(settings.access, parts.origin.clone(), settings.named.clone());
         Self(Arc::new(Door {
             gate,
             tags: Tags::new(settings.tag_ttl),
