@@ -9,7 +9,7 @@ use super::{Settings, SettingsError, rates, run::RunError};
 use crate::{
     door::{
         self,
-        registry::{Access, Authority, AuthorityError},
+        registry::{Access, Authority, AuthorityError, OfflineTags},
     },
     identity::{self, Identity},
     layer,
@@ -78,7 +78,11 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
             _ => Access::OfflineOk,
         },
         tag_ttl: settings.duration("mirror.tag_ttl").unwrap_or_default(),
-        offline_tags: settings.switch("mirror.offline_tags"),
+        offline_tags: match settings.text("mirror.offline_tags").as_deref() {
+            Some("own") => OfflineTags::Own,
+            Some("members") => OfflineTags::Members,
+            _ => OfflineTags::No,
+        },
     })
 }
 

@@ -317,9 +317,10 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "mirror",
         "offline_tags",
-        Form::Switch,
-        Some("false"),
-        "while a registry is down, its tags are what they last were",
+        Form::Word(&["no", "own", "members"]),
+        Some("\"no\""),
+        "while a registry is down its tags are: own: what it last said to this node; members: that, else what most \
+         members say it said to them, which nothing proves; no: unknown",
     ),
     key(
         "mirror",

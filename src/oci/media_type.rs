@@ -1,5 +1,8 @@
 //! Media types: which documents these are, and how a layer is compressed.
 
+/// Longest media type that is remembered (RFC 6838, 4.2: two names of 127 and a slash).
+pub const MEDIA_TYPE_LEN_MAX: usize = 255;
+
 /// How the tar of a layer is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {

@@ -12,6 +12,8 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use document::{
     Descriptor, DocumentError, ImageConfig, Index, MAX_DOCUMENT_LEN, Manifest, REF_NAME_ANNOTATION, chain_ids,
 };
-pub use media_type::{Compression, Unhandled, is_image_config, is_index, is_manifest, layer_compression};
+pub use media_type::{
+    Compression, MEDIA_TYPE_LEN_MAX, Unhandled, is_image_config, is_index, is_manifest, layer_compression,
+};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, Repository, host_name};

@@ -12,11 +12,11 @@
 
 mod arrival;
 mod document;
+mod elsewhere;
 mod fetch;
 mod flight;
 mod hands;
 mod leads;
-mod lengths;
 mod metrics;
 mod offered;
 mod outgoing;
@@ -25,6 +25,7 @@ mod proof;
 mod read;
 mod registries;
 mod session;
+mod tags;
 mod track;
 
 use std::{
@@ -46,6 +47,7 @@ pub use self::{
     metrics::Metrics,
     pieces::{Pieces, PiecesError},
     registries::Registries,
+    tags::{Key as TagKey, Meaning, Tags},
 };
 use self::{flight::Flight, offered::Readings, outgoing::Outgoing};
 use crate::{
@@ -131,6 +133,7 @@ struct Shared {
     metrics: Metrics,
     settings: Settings,
     readings: Readings,
+    tags: Tags,
     buffers: Semaphore,
     outgoing: Arc<Outgoing>,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
@@ -230,6 +233,8 @@ impl Pulls {
             tasks.clone(),
             stop.clone(),
         );
+        let tags = Tags::open(&store);
+        tasks.spawn(tags.clone().keep(store.clone(), tasks.clone(), stop.clone()));
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,
@@ -242,11 +247,18 @@ impl Pulls {
             metrics,
             settings,
             readings: Readings::new(),
+            tags,
             buffers,
             outgoing: Arc::new(Outgoing::new()),
             flights,
             used: Mutex::default(),
         }))
+    }
+
+    /// What tags meant when their registry last said so to this node.
+    #[must_use]
+    pub fn tags(&self) -> &Tags {
+        &self.0.tags
     }
 
     /// Joins the flight for this digest, or starts it.

@@ -269,4 +269,24 @@ impl Store {
         let index = self.0.index.lock();
         index.blobs.iter().map(|(digest, held)| (digest.clone(), held.len)).collect()
     }
+
+    /// Keeps a small file of somebody else's in the store's directory, whole or not at all.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep_file(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.0.tree.put(self.0.tree.dir(), name, bytes)
+    }
+
+    /// What was kept under this name.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn kept_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match std::fs::read(self.0.tree.dir().join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }

@@ -35,6 +35,11 @@ fn a_registry_that_goes_away_fails_no_pull_by_digest() {
 }
 
 #[test]
+fn tags_of_a_registry_that_went_away_are_what_most_members_heard() {
+    tell("1.6", outage_by_tag);
+}
+
+#[test]
 fn where_a_digest_is_enough_a_registry_that_went_away_is_not_missed() {
     tell("1.6", outage_where_a_digest_is_enough);
 }
@@ -125,6 +130,28 @@ fn outage(lab: &Lab, containerd: Programs) {
         assert_eq!(bytes_from(node, "origin"), 0);
     }
     eventually("the pulls to be told", || bytes_from(&nodes[1], "peer") >= layer_bytes(&image));
+}
+
+/// `offline_tags = "members"`; one of them has asked the registry what the tag means, and then no more.
+fn outage_by_tag(lab: &Lab, containerd: Programs) {
+    let image = crowd_image(lab.images(), "demo/tagged:v1");
+    let mut nodes =
+        lab.crowd_of(&containerd, 3, |plan| plan.setting("mirror", "offline_tags", "\"members\"")).unwrap();
+    meet(&mut nodes);
+    let first = Client::of(lab, &nodes[0], &image);
+    assert!(first.get("manifests/v1").status.is_success());
+    first.pulls_by_digest();
+    lab.registry().process().kill().unwrap();
+    let client = Client::of(lab, &nodes[1], &image);
+    let got = client.get("manifests/v1");
+    let digest = Digest::of(Algorithm::Sha256, &got.bytes);
+    assert!(got.status.is_success() && digest.to_string() == image.manifest.digest, "{}", got.status);
+    assert!(got.header("warning").starts_with("110 "), "{:?}", got.headers);
+    client.pulls_by_digest();
+    let line = nodes[1].daemon().unwrap().process().unwrap().wait_for("the tag as it was").unwrap();
+    assert!(line.contains("told_by=members") || line.contains("\"told_by\":\"members\""), "{line}");
+    assert_eq!(client.get("manifests/v2").status.as_u16(), 503, "nobody has heard of it");
+    assert_eq!(bytes_from(&nodes[1], "origin"), 0);
 }
 
 /// `access = "digest"`; who asks knows no manifest, so that nobody has told this node how long the layers are.

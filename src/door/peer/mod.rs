@@ -6,6 +6,7 @@
 //!                                               GET /v1/blobs/<digest>/chain
 //!                                               GET /v1/blobs/<digest>/statements
 //!                                               GET /v1/blobs/<digest>/length
+//!                                               GET /v1/tags/<digest of its name>
 //! ```
 //! A piece is checked on its way out by the store. A few uploads run at full speed; the rest is told to look
 //! elsewhere, at members that were just sent the piece. Whoever holds a certificate of the mesh's CA may ask for

@@ -1,4 +1,4 @@
-//! Pieces, chains and statements over HTTP/1.1.
+//! Pieces, chains and statements over HTTP/1.1, and what tags meant.
 
 use std::{
     convert::Infallible,
@@ -44,12 +44,18 @@ impl Door {
         if request.method() != Method::GET {
             return empty(StatusCode::METHOD_NOT_ALLOWED);
         }
-        let Some((digest, asked)) = parse(request.uri().path()) else {
-            return empty(StatusCode::BAD_REQUEST);
-        };
+        let path = request.uri().path();
         if self.parts.mesh.me().role == Role::Leech {
             return empty(StatusCode::NOT_FOUND);
         }
+        if let Some(name) = path.strip_prefix("/v1/tags/") {
+            let told = name.parse().map(|name| self.parts.pulls.tags().told(&name));
+            return match told {
+                Ok(told) => told.map_or_else(|| empty(StatusCode::NOT_FOUND), |said| full(said.into())),
+                Err(_) => empty(StatusCode::BAD_REQUEST),
+            };
+        }
+        let Some((digest, asked)) = parse(path) else { return empty(StatusCode::BAD_REQUEST) };
         let patience = match asked {
             Asked::Piece(_) => PIECE_WAIT,
             Asked::Chain | Asked::Statements | Asked::Length => CHAIN_WAIT,

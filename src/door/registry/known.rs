@@ -6,15 +6,12 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::{
-    oci::{Descriptor, Digest, Repository},
+    oci::{Descriptor, Digest, MEDIA_TYPE_LEN_MAX, Repository},
     piece::BLOB_LEN_MAX,
 };
 
 /// Descriptors remembered, of about 200 bytes each and 1 KiB at most; beyond it all are learnt again.
 const KNOWN_MAX: usize = 1 << 15;
-
-/// Longest media type that is remembered (RFC 6838, 4.2: two names of 127 and a slash).
-pub(super) const MEDIA_TYPE_LEN_MAX: usize = 255;
 
 /// Media type of a manifest that does not name its own.
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -1,6 +1,6 @@
 //! Manifests and indexes by tag and by digest, lists of tags, referrers.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
@@ -9,12 +9,12 @@ use super::{
     Door,
     reply::{self, Reply, Sort},
     route::Asked,
-    tags::{Meaning, Question},
+    tags::{OfflineTags, Question},
 };
 use crate::{
     oci::Digest,
     origin::{Asker, Kind, OriginError, Passed, Told},
-    pull::{PullError, Want},
+    pull::{Meaning, PullError, TagKey, Want},
 };
 
 /// What is asked for where the client does not say what it takes.
@@ -160,7 +160,7 @@ impl Door {
             accept: *blake3::hash(client.accept.as_bytes()).as_bytes(),
             credential: self.gate.hash(&client.asker),
         };
-        if let Some(meaning) = self.tags.fresh(&question, Instant::now()) {
+        if let Some(meaning) = self.tags.get(&question, Instant::now()) {
             return Ok((Tagged::Is(meaning), None));
         }
         let path = format!("manifests/{tag}");
@@ -168,6 +168,8 @@ impl Door {
             Ok(Told { digest: Some(digest), len: Some(len), media_type, .. }) => {
                 self.gate.granted(&asked.repository, &digest, len, &client.asker).await;
                 let meaning = Meaning { digest, len, media_type: media_type.unwrap_or_default() };
+                let key = TagKey::of(&asked.repository, tag);
+                self.parts.pulls.tags().note(key, meaning.clone(), SystemTime::now());
                 self.tags.note(question, meaning.clone(), Instant::now());
                 Ok((Tagged::Is(meaning), None))
             }
@@ -190,12 +192,23 @@ impl Door {
         tag: &str,
         client: &Client,
     ) -> Option<(Tagged, Option<&'static str>)> {
-        if !self.settings.offline_tags || !self.gate.is_missed(&asked.repository).await {
+        let asks_members = match self.settings.offline_tags {
+            OfflineTags::No => return None,
+            OfflineTags::Own => false,
+            OfflineTags::Members => true,
+        };
+        if !self.gate.is_missed(&asked.repository).await {
             return None;
         }
-        let meaning = self.tags.last(&asked.repository, tag)?;
+        let (pulls, key) = (&self.parts.pulls, TagKey::of(&asked.repository, tag));
+        let (meaning, told_by) = match pulls.tags().last(&key) {
+            Some(meaning) => (meaning, "its registry"),
+            None if asks_members => (pulls.meaning_elsewhere(&key).await?, "members"),
+            None => return None,
+        };
         self.gate.grant(&asked.repository, (Kind::Manifest, &meaning.digest), &client.asker).await.ok()?;
-        tracing::info!(repository = %asked.repository, tag, digest = %meaning.digest, "the tag as it was");
+        let repository = &asked.repository;
+        tracing::info!(%repository, tag, digest = %meaning.digest, told_by, "the tag as it was");
         Some((Tagged::Is(meaning), Some(reply::STALE)))
     }
 

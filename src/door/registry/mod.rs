@@ -54,12 +54,13 @@ use self::{
     patient::Patient,
     reply::Reply,
     route::{Asked, Route, What},
-    tags::Tags,
+    tags::Fresh,
 };
 pub use self::{
     access::{Access, GRANTED_FOR},
     leaf::{Authority, AuthorityError},
     metrics::Metrics,
+    tags::OfflineTags,
     visits::Visits,
 };
 use crate::{
@@ -93,8 +94,7 @@ pub struct Settings {
     pub access: Access,
     /// How long a tag's meaning counts before the registry is asked again.
     pub tag_ttl: Duration,
-    /// While a registry is down, its tags are what they last were.
-    pub offline_tags: bool,
+    pub offline_tags: OfflineTags,
     /// For which hosts the proxy opens TLS, and with which CA; without one it opens none.
     pub authority: Option<Authority>,
 }
@@ -118,7 +118,7 @@ struct Door {
     parts: Parts,
     settings: Settings,
     gate: Gate,
-    tags: Tags,
+    tags: Fresh,
     known: Known,
     connections: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -131,7 +131,7 @@ impl Mirror {
         let gate = Gate::new(settings.access, parts.origin.clone(), settings.named.clone());
         Self(Arc::new(Door {
             gate,
-            tags: Tags::new(settings.tag_ttl),
+            tags: Fresh::new(settings.tag_ttl),
             known: Known::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             parts,

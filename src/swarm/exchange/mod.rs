@@ -26,7 +26,7 @@ use bytes::Bytes;
 use rand::{SeedableRng, rngs::SmallRng};
 
 pub use self::action::{Action, Check, Fetched, Setting};
-use self::{peers::Peer, referral::Referrals};
+use self::{origin::Lacking, peers::Peer, referral::Referrals};
 use super::message::{Event, Handle, Held, Join, Name, Report, Run, SMALL_MAX};
 use crate::{
     mesh::Member,
@@ -111,6 +111,7 @@ pub struct Exchange {
     abandoned: bool,
     /// Since when a pull whose origin failed has waited for what others have.
     hopes_since: Option<Instant>,
+    lacking: Option<Lacking>,
     proven: bool,
     failed: bool,
     piece_time: Duration,
@@ -164,6 +165,7 @@ impl Exchange {
             origin_failed: None,
             abandoned: false,
             hopes_since: None,
+            lacking: None,
             proven: false,
             failed: false,
             piece_time: Duration::from_millis(100),
@@ -284,6 +286,7 @@ impl Exchange {
             Event::PieceLost { handle, index } => self.peer_lost(handle, index),
             Event::Lease(run) => {
                 self.origin_failed = None;
+                self.hopes_since = None;
                 self.leases.push(run.clone());
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::ReadOrigin { run });

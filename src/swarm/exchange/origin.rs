@@ -4,12 +4,23 @@ use std::time::{Duration, Instant};
 
 use super::{Action, ChainState, Claim, Exchange};
 use crate::{
+    mesh::Role,
     piece::Statement,
     swarm::message::{Failure, Report, Run},
 };
 
 /// A pull whose origin failed waits so long for a next piece from members that say that they have some.
 const HOPE_MAX: Duration = Duration::from_secs(30);
+/// And for others to take what it has itself, as long as one of them got something within this: its pieces leave the swarm
+/// with it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// What others lack of what this pull has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lacking {
+    pieces: usize,
+    since: Instant,
+}
 
 impl Exchange {
     /// A piece from the origin is stored.
@@ -69,9 +80,24 @@ impl Exchange {
         if !self.unclosed && (self.have.is_full() || coming()) {
             return;
         }
+        if !self.unclosed && hopes && self.is_taken_from(now) {
+            return;
+        }
         match self.discredited {
             true => self.abandoned = true,
             false => self.fail(reason),
         }
+    }
+
+    /// Whether others lack what this pull has, and still get some of it.
+    fn is_taken_from(&mut self, now: Instant) -> bool {
+        if self.discredited || self.setting.me.role == Role::Leech {
+            return false;
+        }
+        let others = self.peers.values().filter(|peer| peer.handle.is_some());
+        let pieces = others.map(|peer| self.have.iter().filter(|&index| !peer.holds(index)).count()).sum();
+        let lacking = self.lacking.filter(|lacking| lacking.pieces == pieces);
+        let lacking = *self.lacking.insert(lacking.unwrap_or(Lacking { pieces, since: now }));
+        pieces > 0 && now.duration_since(lacking.since) < TAKEN_WITHIN
     }
 }

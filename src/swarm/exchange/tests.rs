@@ -116,6 +116,39 @@ fn the_readers_next_pieces_come_first_and_then_the_rarest() {
 }
 
 #[test]
+fn a_pull_that_gets_no_more_stays_as_long_as_others_take_what_it_has() {
+    let mut pull = Pull::of(&[("a", vec![0, 1]), ("b", vec![0])]);
+    for (peer, index) in pull.asks() {
+        pull.ends(&peer, index, good(index));
+    }
+    let failed = |pull: &mut Pull| {
+        pull.exchange.take_actions().iter().any(|action| matches!(action, Action::Fail { .. }))
+    };
+    pull.exchange.told([Event::OriginFailed { reason: "origin_unreachable".to_owned() }], pull.now);
+    assert!(pull.exchange.have().len() == 2 && !failed(&mut pull), "b lacks what it has");
+    pull.later(Duration::from_secs(2));
+    // Whoever comes gets something as well.
+    pull.exchange.told([Event::Joined { handle: 3, member: member("c") }], pull.now);
+    pull.later(Duration::from_secs(2));
+    assert!(!failed(&mut pull));
+    pull.exchange.told([Event::Arrived { handle: 2, pieces: vec![1] }], pull.now);
+    pull.later(Duration::from_secs(2));
+    assert!(!failed(&mut pull), "c is still getting some of it");
+    pull.later(Duration::from_secs(2));
+    assert!(failed(&mut pull), "c takes nothing");
+}
+
+#[test]
+fn a_pull_whose_pieces_everybody_has_ends_at_once() {
+    let mut pull = Pull::of(&[("a", vec![0, 1])]);
+    for (peer, index) in pull.asks() {
+        pull.ends(&peer, index, good(index));
+    }
+    pull.exchange.told([Event::OriginFailed { reason: "origin_unreachable".to_owned() }], pull.now);
+    assert!(pull.exchange.take_actions().iter().any(|action| matches!(action, Action::Fail { .. })));
+}
+
+#[test]
 fn failures_are_forgiven_and_forgotten_and_wrong_bytes_are_not() {
     let all: Vec<u32> = (0..PIECES).collect();
     let mut pull = Pull::of(&[("fails", all.clone()), ("lies", all.clone()), ("gives", all)]);

@@ -17,7 +17,7 @@ async fn while_down(access: &str, offline_tags: &str) -> (super::Got, super::Got
     let layer = noise(600_000, 1);
     let manifest = publish(&registry, "team/app", "v1", std::slice::from_ref(&layer));
     let alone = Alone::start(|settings| {
-        settings.text("mirror", "access", access).set("mirror", "offline_tags", offline_tags);
+        settings.text("mirror", "access", access).text("mirror", "offline_tags", offline_tags);
         settings.text("mirror", "tag_ttl", "0s");
     });
     // Two clients: what one was granted is not the other's.
@@ -38,7 +38,7 @@ async fn while_down(access: &str, offline_tags: &str) -> (super::Got, super::Got
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_here_is_had_by_digest_and_the_answer_says_that_nobody_was_asked() {
-    let (manifest, tag, blob) = while_down("offline-ok", "false").await;
+    let (manifest, tag, blob) = while_down("offline-ok", "no").await;
     assert_eq!((manifest.status, blob.status, blob.whole), (StatusCode::OK, StatusCode::OK, true));
     assert!(manifest.header("warning").starts_with("111 ") && blob.header("warning").starts_with("111 "));
     assert_eq!(tag.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -46,14 +46,14 @@ async fn what_is_here_is_had_by_digest_and_the_answer_says_that_nobody_was_asked
 
 #[tokio::test(flavor = "multi_thread")]
 async fn by_tag_where_the_setting_allows_it() {
-    let (_, tag, _) = while_down("offline-ok", "true").await;
+    let (_, tag, _) = while_down("offline-ok", "own").await;
     assert_eq!(tag.status, StatusCode::OK);
     assert!(tag.header("warning").starts_with("110 "), "{:?}", tag.headers);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_registrys_word_is_wanted_nothing_is_had_without_it() {
-    let (manifest, tag, blob) = while_down("verify", "false").await;
+    let (manifest, tag, blob) = while_down("verify", "no").await;
     for got in [manifest, tag, blob] {
         assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE);
     }
@@ -61,7 +61,7 @@ async fn where_the_registrys_word_is_wanted_nothing_is_had_without_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_as_it_was_opens_nothing_where_the_registrys_word_is_wanted() {
-    let (_, tag, _) = while_down("verify", "true").await;
+    let (_, tag, _) = while_down("verify", "members").await;
     assert_eq!(tag.status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
@@ -85,8 +85,10 @@ async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_
     let host = registry.host();
     let mut alone = Alone::start(|settings| {
         settings.set("registry", "plain_http", format!("[\"127.0.0.1\", \"{host}\"]"));
+        settings.text("mirror", "offline_tags", "own");
     });
-    let paths = [format!("manifests/{manifest}"), format!("blobs/{}", super::digest(&layer))];
+    let (by_tag, by_digest) = ("manifests/v1".to_owned(), format!("manifests/{manifest}"));
+    let paths = [by_tag, by_digest, format!("blobs/{}", super::digest(&layer))];
     let path = |rest: &str, host: &str| format!("/v2/team/app/{rest}?ns={host}");
     for rest in &paths {
         assert_eq!(alone.get(&path(rest, &host)).await.status, StatusCode::OK);
@@ -100,7 +102,8 @@ async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_
     for rest in &paths {
         let got = alone.get(&path(rest, &host)).await;
         assert_eq!((got.status, got.whole), (StatusCode::OK, true), "{rest}");
-        assert!(got.header("warning").starts_with("111 "), "{:?}", got.headers);
+        let warning = if rest.ends_with("/v1") { "110 " } else { "111 " };
+        assert!(got.header("warning").starts_with(warning), "{:?}", got.headers);
         // A name without a port is in the settings, this port of it is not.
         let got = alone.get(&path(rest, "127.0.0.1:1")).await;
         assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{rest}");
