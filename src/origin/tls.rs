@@ -10,11 +10,14 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, SignatureScheme,
+    client::ResolvesClientCert,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
 };
 
-use super::hosts::Spec;
+use super::hosts::{ClientPem, Spec};
 
 pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Outgoing>;
 
@@ -74,7 +77,7 @@ impl Tls {
 
     /// Clients for `spec`; an error is a line that names what is wrong.
     pub(super) fn clients(&self, spec: &Spec) -> Result<Clients, String> {
-        if spec.ca_pem.is_empty() && spec.client_pem.is_none() {
+        if spec.ca_pem.is_empty() && spec.client_pems.is_empty() && spec.dial_timeout.is_none() {
             return Ok(Clients { own: self.plain.clone(), abroad: self.plain.clone() });
         }
         let mut roots = (*self.system).clone();
@@ -82,17 +85,16 @@ impl Tls {
             add_roots(&mut roots, pem).map_err(|why| format!("a `ca` of {} {why}", spec.base))?;
         }
         let roots = Arc::new(roots);
-        let build = |pair| config(roots.clone(), pair).map_err(|error| error.to_string());
-        let abroad = client(build(None)?, self.connect);
-        let Some(pem) = &spec.client_pem else {
+        let build = |own| config(roots.clone(), own).map_err(|error| error.to_string());
+        let connect = spec.dial_timeout.unwrap_or(self.connect);
+        let abroad = client(build(None)?, connect);
+        if spec.client_pems.is_empty() {
             return Ok(Clients { own: abroad.clone(), abroad });
-        };
-        let wrong = |why: String| format!("client certificate {}: {why}", pem.path.display());
-        let certs = CertificateDer::pem_slice_iter(&pem.cert).collect::<Result<Vec<_>, _>>();
-        let certs = certs.map_err(|error| wrong(error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|error| wrong(error.to_string()))?;
-        let own = client(build(Some((certs, key))).map_err(wrong)?, self.connect);
-        Ok(Clients { own, abroad })
+        }
+        let wrong = |pem: &ClientPem, why| format!("client certificate {}: {why}", pem.path.display());
+        let read = |pem| OwnCertificate::read(pem).map_err(|why| wrong(pem, why));
+        let own = spec.client_pems.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Clients { own: client(build(Some(OwnCertificates(own)))?, connect), abroad })
     }
 }
 
@@ -106,17 +108,59 @@ fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
     if added == 0 { Err("holds no certificate".to_owned()) } else { Ok(()) }
 }
 
-type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+/// A client certificate that may be shown.
+#[derive(Debug)]
+struct OwnCertificate {
+    key: Arc<CertifiedKey>,
+    /// The names of those who issued it and its chain, in DER.
+    issuers: Vec<Vec<u8>>,
+}
 
-fn config(roots: Arc<RootCertStore>, pair: Option<Pair>) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+impl OwnCertificate {
+    fn read(pem: &ClientPem) -> Result<Self, String> {
+        let certs = CertificateDer::pem_slice_iter(&pem.cert).collect::<Result<Vec<_>, _>>();
+        let certs = certs.map_err(|error| error.to_string())?;
+        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|error| error.to_string())?;
+        let issuer = |cert: &CertificateDer<'_>| {
+            let (_, cert) = x509_parser::parse_x509_certificate(cert).map_err(|error| error.to_string())?;
+            Ok::<_, String>(cert.issuer().as_raw().to_vec())
+        };
+        let issuers = certs.iter().map(issuer).collect::<Result<_, _>>()?;
+        let key = CertifiedKey::from_der(certs, key, &provider()).map_err(|error| error.to_string())?;
+        Ok(Self { key: Arc::new(key), issuers })
+    }
+}
+
+/// Those for one host. It is shown the first that was issued by a CA that it names, as containerd does it.
+#[derive(Debug)]
+struct OwnCertificates(Vec<OwnCertificate>);
+
+impl ResolvesClientCert for OwnCertificates {
+    fn resolve(&self, cas: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let is_known = |own: &OwnCertificate| own.issuers.iter().any(|issuer| cas.contains(&&issuer[..]));
+        let fits = |own: &&OwnCertificate| {
+            own.key.key.choose_scheme(schemes).is_some() && (cas.is_empty() || is_known(own))
+        };
+        self.0.iter().find(fits).map(|own| own.key.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn provider() -> CryptoProvider {
+    rustls::crypto::aws_lc_rs::default_provider()
+}
+
+fn config(roots: Arc<RootCertStore>, own: Option<OwnCertificates>) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
-    match pair {
-        Some((certs, key)) => builder.with_client_auth_cert(certs, key),
-        None => Ok(builder.with_no_client_auth()),
-    }
+    Ok(match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(own)),
+        None => builder.with_no_client_auth(),
+    })
 }
 
 fn client(config: ClientConfig, connect: Duration) -> HttpClient {

@@ -14,7 +14,7 @@
 //!
 //! Invariants: a client's credentials go to its registry and nowhere else, and are gone with the request or the pull
 //! they came with. Of a registry that the cluster shares no byte is sent whose piece was not checked, and no blob ends in
-//! good order that is not what its digest says. What a registry refuses is refused in its own words.
+//! good order that is not what its digest says, whoever sent it. What a registry refuses is refused in its own words.
 
 mod access;
 mod blobs;
@@ -24,6 +24,7 @@ mod manifests;
 mod metrics;
 mod passed;
 mod patient;
+mod proven;
 mod proxy;
 mod range;
 mod reply;

@@ -1,11 +1,12 @@
 //! Registries that the cluster does not share: the client's question goes there, and the answer to the client, as they are.
 
-use http::{Request, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::{
     Door,
+    proven::Proven,
     proxy::handed_on,
     reply::{self, Reply, Sort},
     route::{Asked, What},
@@ -25,13 +26,14 @@ impl Door {
     /// Nothing of it is kept here, and nothing that is here is given for it.
     pub(super) async fn pass(&self, asked: &Asked, request: Request<Incoming>) -> Reply {
         let (mut parts, body) = request.into_parts();
+        let is_get = parts.method == Method::GET;
         let headers = parts.headers.clone();
         let reply = match target(asked) {
             Some(uri) => {
                 parts.uri = uri;
                 let request = Request::from_parts(parts, body.boxed_unsync());
                 match self.parts.origin.forward_from_elsewhere(&asked.repository.host, request).await {
-                    Ok(answer) => handed_on(answer),
+                    Ok(answer) => proven(handed_on(answer), &asked.what, is_get),
                     Err(error) => reply::refused(sort(&asked.what), &error),
                 }
             }
@@ -39,6 +41,17 @@ impl Door {
         };
         self.note(asked, &headers, &reply);
         reply
+    }
+}
+
+/// A whole body that was asked for by its digest is checked on its way, unless it is in a coding that the client takes:
+/// then these are not the bytes that the digest means.
+fn proven(reply: Reply, what: &What, is_get: bool) -> Reply {
+    let (What::Blob(digest) | What::Manifest(digest)) = what else { return reply };
+    let is_plain = !reply.headers().contains_key(header::CONTENT_ENCODING);
+    match reply.status() {
+        StatusCode::OK if is_get && is_plain => reply.map(|body| Proven::new(body, digest.clone()).boxed_unsync()),
+        _ => reply,
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) enum BrokenOff {
     Pieces(#[from] PiecesError),
     #[error("the registry's answer broke off")]
     Registry(#[source] hyper::Error),
+    #[error("the registry's answer is not {digest}")]
+    Other { digest: Digest },
 }
 
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

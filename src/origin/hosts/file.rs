@@ -3,7 +3,7 @@
 //! The order of the `[host."…"]` tables is the order in which they are asked, so the file is read with
 //! toml_edit, which keeps it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) headers: Vec<(String, String)>,
     pub(super) override_path: bool,
     pub(super) skip_verify: bool,
+    /// A connection is waited for so long.
+    pub(super) dial_timeout: Option<Duration>,
 }
 
 /// What a host may be asked for. Pushing is nothing we do.
@@ -97,11 +99,17 @@ fn entry(host: &str, table: &dyn TableLike) -> Result<Entry, FileError> {
         headers: headers(host, table)?,
         override_path: flag("override_path")?,
         skip_verify: flag("skip_verify")?,
+        dial_timeout: table.get("dial_timeout").map(|item| time(host, "dial_timeout", item)).transpose()?,
     })
 }
 
 fn wrong(host: &str, key: &'static str, wanted: &'static str) -> FileError {
     FileError::Type { host: host.to_owned(), key, wanted }
+}
+
+fn time(host: &str, key: &'static str, item: &Item) -> Result<Duration, FileError> {
+    let time = item.as_str().and_then(|text| humantime::parse_duration(text).ok());
+    time.filter(|time| !time.is_zero()).ok_or_else(|| wrong(host, key, "a time such as \"10s\""))
 }
 
 fn text_of(host: &str, key: &'static str, item: &Item) -> Result<String, FileError> {
@@ -191,6 +199,7 @@ mod tests {
             [host."http://a.local:5000"]
               capabilities = ["Pull", "resolve", "push"]
               override_path = true
+              dial_timeout = "1s500ms"
             "#,
         )
         .unwrap();
@@ -202,6 +211,7 @@ mod tests {
         assert_eq!(z.headers.len(), 3);
         assert_eq!(a.capabilities, Capabilities::default());
         assert!(a.override_path && !z.override_path);
+        assert_eq!((z.dial_timeout, a.dial_timeout), (None, Some(Duration::from_millis(1500))));
     }
 
     #[test]
@@ -225,6 +235,8 @@ mod tests {
             ("client = [[\"one\"]]", "`client`"),
             ("[host.\"https://m\"]\nca = 7", "`ca` of `https://m`"),
             ("skip_verify = \"yes\"", "`skip_verify`"),
+            ("dial_timeout = 3", "`dial_timeout` of `server` is not a time"),
+            ("dial_timeout = \"0s\"", "`dial_timeout`"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

@@ -14,6 +14,7 @@ mod file;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use url::Url;
@@ -33,8 +34,10 @@ pub(super) struct Spec {
     pub(super) base: Url,
     pub(super) capabilities: Capabilities,
     pub(super) ca_pem: Vec<Vec<u8>>,
-    pub(super) client_pem: Option<ClientPem>,
+    /// Of which the host gets the first that it can take.
+    pub(super) client_pems: Vec<ClientPem>,
     pub(super) headers: Vec<(String, String)>,
+    pub(super) dial_timeout: Option<Duration>,
 }
 
 /// A client certificate and its key.
@@ -166,20 +169,14 @@ fn spec(
         format!("{}: cannot read it ({error}); {} is left out", path.display(), called())
     };
     let ca_pem = entry.ca.iter().map(|path| read_at(dir, path)).collect::<Result<_, _>>();
-    if entry.client.len() > 1 {
-        warnings.push(format!(
-            "{}: {} has several client certificates; the first is used",
-            file.display(),
-            called()
-        ));
-    }
-    let client_pem = entry.client.first().map(|pair| client_pem(dir, pair)).transpose();
+    let client_pems = entry.client.iter().map(|pair| client_pem(dir, pair)).collect::<Result<_, _>>();
     Ok(Spec {
         base,
         capabilities: if url.is_some() { entry.capabilities } else { Capabilities::default() },
         ca_pem: ca_pem.map_err(unreadable)?,
-        client_pem: client_pem.map_err(unreadable)?,
+        client_pems: client_pems.map_err(unreadable)?,
         headers: entry.headers,
+        dial_timeout: entry.dial_timeout,
     })
 }
 
@@ -366,7 +363,7 @@ mod tests {
         let check = |hosts: &Hosts| {
             let [spec] = &hosts.specs[..] else { panic!("one host") };
             assert_eq!(spec.ca_pem, [b"CA".to_vec()]);
-            let client = spec.client_pem.as_ref().unwrap();
+            let [client] = &spec.client_pems[..] else { panic!("{}", spec.client_pems.len()) };
             assert_eq!((client.cert.as_slice(), client.key.as_slice()), (&b"CERT"[..], &b"KEY"[..]));
         };
         check(&load(&dirs, &host("r.local"), &PlainHttp::default()));

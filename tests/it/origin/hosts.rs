@@ -7,7 +7,7 @@ use flotilla::{
     origin::{Asker, Kind, Lead, Origin, OriginError, Pass, Settings, Sought},
 };
 use http::HeaderValue;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 
@@ -186,6 +186,13 @@ fn tls(demand_client: bool) -> Tls {
     }
 }
 
+/// A certificate and its key.
+fn issued_by_itself(name: &str) -> (String, String) {
+    let (key, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
+    params.distinguished_name.push(DnType::CommonName, name);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
 async fn secure(tls: &Tls) -> Registry {
     Registry::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), Some(tls.server.clone()))
 }
@@ -244,6 +251,14 @@ async fn a_client_certificate_is_shown_where_hosts_toml_says_so() {
     write(said.path(), &registry.host(), "hosts.toml", text);
     write(said.path(), &registry.host(), "node.pem", &tls.client_pem);
     write(said.path(), &registry.host(), "node.key", &tls.client_key);
+    verified(said.path(), &registry).await.unwrap();
+
+    // Of several it is the one whose issuer the host names.
+    let (stranger, key) = issued_by_itself("elsewhere");
+    write(said.path(), &registry.host(), "first.pem", &stranger);
+    write(said.path(), &registry.host(), "first.key", &key);
+    let both = text.replace("[[", "[[\"first.pem\", \"first.key\"], [");
+    write(said.path(), &registry.host(), "hosts.toml", &both);
     verified(said.path(), &registry).await.unwrap();
 
     // It is the node's, and opens nothing to clients.
