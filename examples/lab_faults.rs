@@ -15,6 +15,7 @@ use flotilla::mesh::{Member, Role, hrw_rank};
 
 #[path = "../tests/it/liar.rs"]
 #[allow(clippy::unwrap_used, reason = "a lab says what went wrong by panicking")]
+#[allow(dead_code, reason = "a story asks it what it was told, a bench does not")]
 mod liar;
 #[path = "lab_faults/mislead.rs"]
 mod mislead;

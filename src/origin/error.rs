@@ -89,9 +89,21 @@ impl std::fmt::Display for Actual {
     }
 }
 
-/// What a registry said beside its status; empty, or `: ` and printable text.
+/// What a registry said beside its status; empty, or printable text, which begins with the code of an error that has one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said(pub(super) String);
+
+impl Said {
+    /// Without the code.
+    fn words(&self) -> Option<&str> {
+        let is_code = |word: &str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let words = match self.0.split_once(' ') {
+            Some((code, words)) if is_code(code) => words,
+            Some(_) | None => &self.0,
+        };
+        (!words.is_empty()).then_some(words)
+    }
+}
 
 impl std::fmt::Display for Said {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -185,6 +197,13 @@ impl OriginError {
     #[must_use]
     pub fn demand(&self) -> Option<&Demand> {
         if let Self::Unauthorized { demand, .. } = self.own() { Some(demand) } else { None }
+    }
+
+    /// A refusal, for whoever was refused with what is his own: in the registry's words, if there were any.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let Self::Unauthorized { at, status, said, .. } = self.own() else { return None };
+        Some(said.words().map_or_else(|| format!("{at}: refused ({status})"), str::to_owned))
     }
 
     /// The status that the registry answered with, where its answer is the reason.
@@ -347,6 +366,22 @@ mod tests {
         for source in [None, Some(OriginError::NotFound { at: at() })] {
             assert_eq!(nobody_has_it(source).reason(), "no_origin");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_in_the_registrys_own_words() {
+        let refused = |said: &str| OriginError::Unauthorized {
+            at: "https://r.local/v2/a".to_owned(),
+            status: 403,
+            said: Said(said.to_owned()),
+            demand: Demand::default(),
+        };
+        let told = |said: &str| nobody_has_it(Some(refused(said))).refusal().unwrap();
+        assert_eq!(told("DENIED access to A is denied"), "access to A is denied");
+        assert_eq!(told("it demands a password"), "it demands a password");
+        assert_eq!(told("DENIED"), "DENIED");
+        assert_eq!(told(""), "https://r.local/v2/a: refused (403)");
+        assert_eq!(nobody_has_it(None).refusal(), None);
     }
 
     #[test]

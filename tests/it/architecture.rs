@@ -110,7 +110,7 @@ fn promises_name_tests_that_are_there() {
     let has_tests = |path: &Path| {
         let mut files = rust_files(path);
         files.push(path.with_extension("rs"));
-        let marks = ["#[test]", "#[tokio::test", "on_every_containerd!("];
+        let marks = ["#[test]", "#[tokio::test", "on_every_containerd!(", "on_every_docker!("];
         files
             .iter()
             .filter_map(|file| fs::read_to_string(file).ok())

@@ -1,4 +1,5 @@
-//! A member that serves wrong bytes: whoever has a node's certificate stands in front of its mesh port.
+//! A member that serves wrong bytes, and remembers what it is told: whoever has a node's certificate stands in front of its
+//! mesh port.
 //!
 //! ```text
 //! caller ── TLS as the node ──▶ Liar ── TLS as the caller ──▶ the node's daemon
@@ -20,16 +21,23 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{body::Incoming, client, server, service::service_fn};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
 };
+use tokio_util::io::InspectReader;
 
 /// A liar; it stops when dropped.
 pub(crate) struct Liar {
+    told: Told,
     _runtime: Runtime,
 }
+
+/// What its callers have sent, without the TLS.
+type Told = Arc<Mutex<Vec<u8>>>;
 
 /// What its connections share.
 struct Shared {
@@ -37,12 +45,15 @@ struct Shared {
     /// `<lab>/tls`, with a folder for each node.
     tls: PathBuf,
     daemon: SocketAddr,
+    told: Told,
 }
 
 impl Liar {
     /// Listens at `address` as the node `name`, whose daemon is at `daemon`.
     pub(crate) fn start(name: &str, tls: &Path, address: SocketAddr, daemon: SocketAddr) -> Liar {
-        let shared = Arc::new(Shared { name: name.to_owned(), tls: tls.to_owned(), daemon });
+        let told = Told::default();
+        let shared =
+            Arc::new(Shared { name: name.to_owned(), tls: tls.to_owned(), daemon, told: told.clone() });
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         #[expect(clippy::disallowed_methods, reason = "the runtime is the liar's own and ends with it")]
@@ -52,7 +63,12 @@ impl Liar {
                 tokio::spawn(async move { shared.serve(tcp).await });
             }
         });
-        Liar { _runtime: runtime }
+        Liar { told, _runtime: runtime }
+    }
+
+    /// What it was told by all callers: heads as they are (those of gRPC are packed), digests and names in the clear.
+    pub(crate) fn told(&self) -> String {
+        String::from_utf8_lossy(&self.told.lock()).into_owned()
     }
 }
 
@@ -66,11 +82,12 @@ impl Shared {
 
     /// A caller that hangs up, and a daemon that is stopped, end a connection: that is all that they can do.
     async fn serve(&self, tcp: TcpStream) {
-        let Ok(Accepted { mut stream, peer_name, h2 }) =
-            identity::accept(&self.identity(&self.name), tcp).await
+        let Ok(Accepted { stream, peer_name, h2 }) = identity::accept(&self.identity(&self.name), tcp).await
         else {
             return;
         };
+        let told = self.told.clone();
+        let mut stream = InspectReader::new(stream, move |bytes| told.lock().extend_from_slice(bytes));
         let alpn: &[&[u8]] = if h2 { &[b"h2"] } else { &[b"http/1.1"] };
         let Ok(tcp) = TcpStream::connect(self.daemon).await else { return };
         let name = ServerName::try_from(self.name.clone()).unwrap();
@@ -85,7 +102,7 @@ impl Shared {
     }
 }
 
-async fn spoil(caller: TlsStream, daemon: TlsStream) {
+async fn spoil(caller: impl AsyncRead + AsyncWrite + Unpin, daemon: TlsStream) {
     let Ok((daemon, connection)) = client::conn::http1::handshake(TokioIo::new(daemon)).await else { return };
     let daemon = Arc::new(tokio::sync::Mutex::new(daemon));
     let service = service_fn(move |request: Request<Incoming>| {

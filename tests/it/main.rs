@@ -35,6 +35,7 @@ mod real_old;
 mod real_origin;
 mod real_peers;
 mod real_preheat;
+mod real_private;
 mod real_pull;
 mod real_restart;
 mod real_stock;

@@ -161,13 +161,19 @@ pub(crate) struct Answer {
 impl Answer {
     /// Gives each part of the body to `take`; whether it ended in good order.
     pub(crate) async fn each(&mut self, mut take: impl FnMut(&[u8])) -> bool {
-        while let Some(frame) = self.body.frame().await {
-            match frame {
-                Ok(frame) => take(&frame.into_data().unwrap_or_default()),
+        while let Some(part) = self.part().await {
+            match part {
+                Ok(part) => take(&part),
                 Err(_) => return false,
             }
         }
         true
+    }
+
+    /// What comes next of the body.
+    pub(crate) async fn part(&mut self) -> Option<hyper::Result<Bytes>> {
+        let frame = self.body.frame().await?;
+        Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 }
 

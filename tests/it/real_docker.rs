@@ -41,6 +41,7 @@ macro_rules! on_every_docker {
         }
     )+};
 }
+pub(crate) use on_every_docker;
 
 on_every_docker!(
     docker_with_a_registry_mirror,
@@ -51,7 +52,7 @@ on_every_docker!(
 /// This machine's own series.
 const OWN: &str = "20.10";
 
-fn with(series: &str, story: fn(&Dockerd)) {
+pub(crate) fn with(series: &str, story: fn(&Dockerd)) {
     match Dockerd::of(series) {
         Some(dockerd) => story(&dockerd),
         None => eprintln!("skipped: no dockerd {series} here; cargo xtask setup gets it"),
@@ -105,7 +106,7 @@ fn a_docker_in_a_docker_pulls_through_its_nodes_proxy() {
 }
 
 /// The settings by which the proxy opens the TLS of `REGISTRY`, and the CA that clients must trust.
-fn opening(lab: &Lab) -> ([(&'static str, String); 3], String) {
+pub(crate) fn opening(lab: &Lab) -> ([(&'static str, String); 3], String) {
     let (cert, key) = operators_ca(lab.dir());
     let ca = cert.display().to_string();
     let hosts = format!("[{REGISTRY:?}]");
@@ -275,7 +276,7 @@ impl Dockerd {
     }
 
     /// Beside a node's Flotilla, which it asks as Docker Hub's mirror, or through the proxy if it trusts `ca`.
-    fn beside(&self, lab: &Lab, node: &Node, ca: Option<&str>) -> Docker {
+    pub(crate) fn beside(&self, lab: &Lab, node: &Node, ca: Option<&str>) -> Docker {
         let dir = lab.dir().join(&node.name).join("docker");
         let containerd = node.containerd.socket().display().to_string();
         let arguments = [&NO_BRIDGE[..], &["--containerd", &containerd]].concat();
@@ -322,13 +323,14 @@ impl Dockerd {
 
 /// A docker daemon of its own.
 pub(crate) struct Docker {
-    socket: PathBuf,
+    pub(crate) socket: PathBuf,
     _daemon: Process,
 }
 
 impl Docker {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut docker = Command::new("docker");
+        docker.arg("--config").arg(self.socket.with_file_name("config"));
         docker.arg("--host").arg(format!("unix://{}", self.socket.display())).args(arguments);
         docker
     }
@@ -338,7 +340,7 @@ impl Docker {
     }
 
     /// Pulls an image, and has it under its own digest.
-    fn pulls(&self, name: &str, image: &Published) {
+    pub(crate) fn pulls(&self, name: &str, image: &Published) {
         let pulled = self.say(&["pull", name]);
         assert!(pulled.contains(&image.manifest.digest), "{pulled}");
         let images = self.say(&["images", "--digests", "--no-trunc"]);

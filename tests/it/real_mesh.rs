@@ -14,7 +14,7 @@ use crate::{
         process::output,
         registry::Registry,
         samples,
-        story::tell,
+        story::{Plan, tell},
     },
     liar::Liar,
     real_image::eventually,
@@ -49,8 +49,18 @@ pub(crate) fn layer_bytes(image: &Published) -> u64 {
 
 /// Two who know each other. `n2` serves wrong bytes: its daemon listens beside its address, at which is the liar.
 pub(crate) fn with_a_liar(lab: &Lab, containerd: &Programs) -> (Vec<Node>, Liar) {
+    with_a_liar_of(lab, containerd, |plan| plan)
+}
+
+/// The same, their plans changed.
+pub(crate) fn with_a_liar_of<'lab>(
+    lab: &'lab Lab,
+    containerd: &Programs,
+    change: impl Fn(Plan<'lab>) -> Plan<'lab>,
+) -> (Vec<Node>, Liar) {
     let mut nodes = lab
         .crowd_of(containerd, 2, |plan| {
+            let plan = change(plan);
             let (name, address) = plan.place();
             let beside = format!("\"{address}:{}\"", MESH_PORT + 1);
             if name == "n2" { plan.setting("mesh", "listen", &beside) } else { plan }

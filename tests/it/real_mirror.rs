@@ -1,6 +1,10 @@
 //! Real clients before the mirror: what they pull is whole, and leaves the registry once.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     lab::{
@@ -14,10 +18,16 @@ use crate::{
         story::{flotilla_program, on_every_containerd, tell},
         tool,
     },
-    real_image::Pulled,
+    real_image::{Pulled, Pulling, eventually},
+    real_mesh::{bytes_from, meet, metric},
 };
 
-on_every_containerd!(ctr_with_a_hosts_dir, cri_without_the_snapshotter);
+on_every_containerd!(
+    ctr_with_a_hosts_dir,
+    cri_without_the_snapshotter,
+    cri_where_the_mirror_alone_was_installed,
+    containerd_that_was_killed_goes_on_by_ranges,
+);
 
 /// A registry that only the mirror can find: it stands for the lab's.
 pub(crate) const REGISTRY: &str = "registry.lab";
@@ -132,14 +142,19 @@ fn by_several_connections(lab: &Lab, programs: Programs) {
 
 /// `flotilla install` with the port that the node's mirror has got.
 pub(crate) fn install(node: &Node, arguments: &[&str]) {
+    call(node, "install", arguments);
+}
+
+/// `flotilla install` or `uninstall`; what it prints.
+fn call(node: &Node, verb: &str, arguments: &[&str]) -> String {
     let dir = node.daemon().unwrap().log().parent().unwrap().to_owned();
     let mut settings = node.settings.clone();
     settings.text("mirror", "listen", &mirror(node));
     let config = dir.join("install.toml");
     fs::write(&config, settings.to_toml()).unwrap();
     let mut command = Command::new(flotilla_program());
-    command.arg("install").args(arguments).arg("--config").arg(&config);
-    output(command).unwrap();
+    command.arg(verb).args(arguments).arg("--config").arg(&config);
+    output(command).unwrap()
 }
 
 pub(crate) fn mirror(node: &Node) -> String {
@@ -229,4 +244,102 @@ fn cri_without_the_snapshotter(lab: &Lab, programs: Programs) {
     node.pull(&lab.name(&image.name)).unwrap();
     let pulled = Pulled::new(lab, &node, &image);
     pulled.left_the_registry_once().is_complete().is_one_copy().runs(&["/bin/cat", "/etc/lab"]);
+}
+
+/// Of two nodes the settings of one containerd name a folder of hosts.toml files, those of the other name none.
+fn cri_where_the_mirror_alone_was_installed(lab: &Lab, programs: Programs) {
+    let image = samples::small(lab.images(), "demo/small:v1").unwrap();
+    let named = containerd_dir(lab, "n1").join("certs.d");
+    lead_to(&named, &lab.host(), &lab.host()).unwrap();
+    let mut nodes = lab
+        .crowd_of(&programs, 2, |plan| {
+            let dir = if plan.place().0 == "n1" { named.clone() } else { PathBuf::new() };
+            plan.later().containerd_hosts_dir(dir)
+        })
+        .unwrap();
+    let before: Vec<_> = nodes.iter().map(|node| settings_of_containerd(lab, node)).collect();
+    for node in &mut nodes {
+        node.install(flotilla_program(), lab.dir().join(&node.name).join("flotilla")).unwrap();
+    }
+    meet(&mut nodes);
+    for node in &mut nodes {
+        let said = enter_mirror_alone(lab, node, "install");
+        assert!(said.contains("+[host.") && !said.contains("proxy_plugins"), "{said}");
+        assert_eq!(enter_mirror_alone(lab, node, "install"), "nothing to change\n");
+        restart_containerd(node);
+        node.pull(&lab.name(&image.name)).unwrap();
+        Pulled::new(lab, node, &image).left_the_registry_once().is_complete().is_one_copy();
+        assert!(metric(node, "flotilla_mirror_requests_total", &["what=\"blob\"", "status=\"200\""]) >= 3);
+        let ctr = |arguments: &[&str]| node.containerd.ctr(arguments).unwrap();
+        assert!(!ctr(&["plugins", "ls"]).contains("flotilla"));
+        assert_eq!(ctr(&["snapshots", "--snapshotter", "overlayfs", "ls"]).matches("Committed").count(), 3);
+    }
+    assert_eq!((bytes_from(&nodes[1], "peer"), bytes_from(&nodes[1], "origin")), (image.bytes(), 0));
+    for (node, before) in nodes.iter_mut().zip(before) {
+        let ran = Pulled::new(lab, node, &image).runs(&["/bin/cat", "/etc/lab"]);
+        assert_eq!(ran, "a small image\n");
+        enter_mirror_alone(lab, node, "uninstall");
+        assert_eq!(settings_of_containerd(lab, node), before);
+        assert_eq!(enter_mirror_alone(lab, node, "uninstall"), "nothing to change\n");
+        restart_containerd(node);
+        let name = format!("demo/after-{}:v1", node.name);
+        let layer = samples::noise(lab.images(), 100_000, 40 + u64::from(node.name == "n1")).unwrap();
+        let later = lab.images().publish(&name, &[layer], &["/noise"]).unwrap();
+        node.pull(&lab.name(&name)).unwrap();
+        Pulled::new(lab, node, &later).containerd_fetched_all();
+        Pulled::new(lab, node, &image).runs(&["/bin/cat", "/etc/lab"]);
+    }
+}
+
+fn containerd_dir(lab: &Lab, node: &str) -> PathBuf {
+    lab.dir().join(node).join("containerd")
+}
+
+/// `flotilla install --containerd-mirror`, or `uninstall`; what it prints.
+fn enter_mirror_alone(lab: &Lab, node: &Node, verb: &str) -> String {
+    let config = containerd_dir(lab, &node.name).join("config.toml").display().to_string();
+    let version = node.containerd.version();
+    let arguments = ["--containerd-mirror", "--containerd-config", &config, "--containerd-version", version];
+    call(node, verb, &arguments)
+}
+
+fn restart_containerd(node: &mut Node) {
+    node.containerd.stop().unwrap();
+    node.containerd.start_again().unwrap();
+}
+
+/// The files that `flotilla install --containerd-mirror` may write.
+fn settings_of_containerd(lab: &Lab, node: &Node) -> [Option<String>; 4] {
+    let dir = containerd_dir(lab, &node.name);
+    let host = format!("certs.d/{}/hosts.toml", lab.host());
+    ["config.toml", "conf.d/flotilla.toml", "certs.d/_default/hosts.toml", &host]
+        .map(|file| fs::read_to_string(dir.join(file)).ok())
+}
+
+fn containerd_that_was_killed_goes_on_by_ranges(lab: &Lab, programs: Programs) {
+    let image = samples::large_layer(lab.images(), "demo/large:v1", 8 << 20).unwrap();
+    let (name, layer) = (lab.name(&image.name), &image.layers[1].blob);
+    let plan = lab.node(&programs).later().alone();
+    let mut node = plan.setting("registry", "origin_rate", "\"2MiB\"").start().unwrap();
+    node.install(flotilla_program(), lab.dir().join(&node.name).join("flotilla")).unwrap();
+    lead_by_mirror(&lab.hosts_dir(), &lab.host(), &mirror(&node)).unwrap();
+    let pulling = Pulling::start(&node, &name);
+    let ingests = node.containerd.root().join("io.containerd.content.v1.content/ingest");
+    let is_part = |ingest: &Path| {
+        let of_layer = fs::read_to_string(ingest.join("ref")).is_ok_and(|name| name.contains(&layer.digest));
+        of_layer && fs::metadata(ingest.join("data")).is_ok_and(|data| data.len() > 0)
+    };
+    eventually("a part of the layer", || {
+        fs::read_dir(&ingests).into_iter().flatten().flatten().any(|ingest| is_part(&ingest.path()))
+    });
+    node.containerd.kill().unwrap();
+    pulling.end().unwrap_err();
+    assert_eq!(node.content_size(&layer.digest), None, "it was cut in the middle");
+    let parts =
+        |node: &Node| metric(node, "flotilla_mirror_requests_total", &["what=\"blob\"", "status=\"206\""]);
+    assert_eq!(parts(&node), 0);
+    node.containerd.start_again().unwrap();
+    node.pull(&name).unwrap();
+    assert!(parts(&node) > 0, "it began anew");
+    Pulled::new(lab, &node, &image).left_the_registry_once().is_complete().runs(&["/bin/stat", "/noise/7"]);
 }

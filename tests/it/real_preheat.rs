@@ -6,10 +6,13 @@ use crate::{
     lab::{
         Lab,
         containerd::Programs,
+        image::Published,
         node::Node,
+        process::output,
+        samples,
         story::{on_every_containerd, tell},
     },
-    real_image::stored,
+    real_image::{stored, stored_path},
     real_layers::counted,
     real_mesh::{bytes_from, crowd_image, layer_bytes, layers_sent, meet},
 };
@@ -19,6 +22,16 @@ on_every_containerd!(into_containerd);
 #[test]
 fn chosen_nodes_pull_to_their_stores() {
     tell("1.6", into_the_store);
+}
+
+#[test]
+fn one_platform_of_several_is_what_the_chosen_nodes_have() {
+    tell("1.6", one_platform);
+}
+
+#[test]
+fn by_digest_the_cluster_gives_what_a_registry_that_is_down_does_not() {
+    tell("1.6", by_digest_from_the_cluster);
 }
 
 #[test]
@@ -117,4 +130,61 @@ fn failures(lab: &Lab, containerd: Programs) {
     let (told, _, all_well) =
         preheat(&nodes[0], &["--nodes", "n2", "--platform", "linux/s390x", "--into", "containerd", &name]);
     assert!(!all_well && told[0]["reason"].as_str().unwrap().contains("s390x"), "{told:?}");
+}
+
+/// Which of the images the store of a node has whole, and that it has nothing of the others.
+fn has(lab: &Lab, node: &Node, images: &[Published]) -> Vec<bool> {
+    let of_image = |image: &Published| {
+        let layers = image.layers.iter().map(|layer| &layer.blob.digest);
+        let blobs: Vec<_> =
+            [&image.manifest.digest, &image.config.digest].into_iter().chain(layers).collect();
+        let stored = blobs.iter().filter(|digest| stored_path(lab, node, digest).exists()).count();
+        assert!(stored == 0 || stored == blobs.len(), "{}: {stored} blobs of {}", node.name, image.name);
+        stored > 0
+    };
+    images.iter().map(of_image).collect()
+}
+
+fn one_platform(lab: &Lab, containerd: Programs) {
+    let (_, images) = samples::several_platforms(lab.images(), "demo/several:v1").unwrap();
+    let name = lab.name("demo/several:v1");
+    let mut nodes = lab.crowd(&containerd, 3).unwrap();
+    meet(&mut nodes);
+    let order = ["--nodes", "n2,n3", "--platform", "linux/arm64", &name];
+    let (told, summary, all_well) = preheat(&nodes[0], &order);
+    assert!(all_well && summary["done"] == 2, "{told:?}");
+    let [amd64, arm64, s390x] = &images;
+    for node in &nodes {
+        let chosen = node.name != "n1";
+        assert_eq!(has(lab, node, &images), [false, chosen, false], "{}", node.name);
+    }
+    let whole = layer_bytes(arm64);
+    let (sent, _) = layers_sent(&lab.registry(), arm64);
+    assert!((whole..=whole * 5 / 4).contains(&sent), "{sent} of {whole}");
+    for other in [amd64, s390x] {
+        assert_eq!(layers_sent(&lab.registry(), other), (0, 0), "{}", other.name);
+    }
+}
+
+fn by_digest_from_the_cluster(lab: &Lab, containerd: Programs) {
+    let (index, images) = samples::several_platforms(lab.images(), "demo/several:v1").unwrap();
+    let mut nodes = lab.crowd(&containerd, 3).unwrap();
+    meet(&mut nodes);
+    let by_tag = lab.name("demo/several:v1");
+    assert!(preheat(&nodes[0], &["--nodes", "n1", &by_tag]).2);
+    let own = images.iter().zip(has(lab, &nodes[0], &images)).find(|(_, has)| *has).unwrap().0;
+    lab.registry().process().kill().unwrap();
+
+    let by_digest = lab.name(&format!("demo/several@{}", index.digest));
+    output(nodes[1].daemon().unwrap().command(&["pull", &by_digest])).unwrap();
+    let (told, _, all_well) = preheat(&nodes[2], &["--nodes", "n3", &by_digest]);
+    assert!(all_well, "{told:?}");
+    for node in &nodes[1..] {
+        assert_eq!(stored(lab, node, own), own.layers.len(), "{}", node.name);
+        assert_eq!(bytes_from(node, "origin"), 0, "{}", node.name);
+        assert!(bytes_from(node, "peer") >= layer_bytes(own), "{}", node.name);
+    }
+    let failed = nodes[2].daemon().unwrap().command(&["preheat", &by_tag]).output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(!failed.status.success() && said.contains("the registry does not say what"), "{said}");
 }

@@ -173,15 +173,16 @@ impl Door {
                 self.tags.note(question, meaning.clone(), Instant::now());
                 Ok((Tagged::Is(meaning), None))
             }
-            // A registry that does not say what its tag is must say what it has.
-            Ok(_) => {
+            Err(error) if error.is_outage() => self.remembered(asked, tag, client).await.ok_or(error),
+            Err(error) if client.head || error.refusal().is_none() => Err(error),
+            // A registry that does not say what its tag is must say what it has, and one that refuses, why: the answer to
+            // a HEAD has no body.
+            Ok(_) | Err(_) => {
                 let told = self.pass_on(asked, (Method::GET, path), client, None).await?;
                 let document = self.came(asked, told);
                 self.gate.granted(&asked.repository, &document.digest, document.len, &client.asker).await;
                 Ok((Tagged::Came(document), None))
             }
-            Err(error) if error.is_outage() => self.remembered(asked, tag, client).await.ok_or(error),
-            Err(error) => Err(error),
         }
     }
 

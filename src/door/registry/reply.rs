@@ -110,7 +110,7 @@ impl Sort {
 
 /// A registry's refusal, passed on; its demand with it, so that the client can meet it.
 pub(super) fn refused(sort: Sort, why: &OriginError) -> Reply {
-    let message = crate::pull::chain_of(why);
+    let message = why.refusal().unwrap_or_else(|| crate::pull::chain_of(why));
     let status = why.status();
     let mut reply = match status {
         Some(401) => error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &message),

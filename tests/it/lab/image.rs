@@ -139,8 +139,19 @@ impl Images {
 
     /// Publishes an image `repository:tag` of these layers, the lowest first.
     pub(crate) fn publish(&self, name: &str, layers: &[Layer], command: &[&str]) -> io::Result<Published> {
+        self.publish_for(architecture(), name, layers, command)
+    }
+
+    /// The same for machines of some architecture.
+    pub(crate) fn publish_for(
+        &self,
+        architecture: &str,
+        name: &str,
+        layers: &[Layer],
+        command: &[&str],
+    ) -> io::Result<Published> {
         let config = json!({
-            "architecture": architecture(),
+            "architecture": architecture,
             "os": "linux",
             "config": { "Cmd": command, "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
             "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|l| &l.diff_id).collect::<Vec<_>>() },

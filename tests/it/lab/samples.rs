@@ -2,7 +2,9 @@
 
 use std::{fs, io};
 
-use super::image::{Compression, Entry, Images, Layer, Published};
+use serde_json::json;
+
+use super::image::{Blob, Compression, Entry, Images, Layer, Published};
 
 /// Where Debian's busybox-static puts it.
 const BUSYBOX: &str = "/bin/busybox";
@@ -109,4 +111,30 @@ pub(crate) fn sharing(images: &Images, repository: &str) -> io::Result<[Publishe
         images.publish(&format!("{repository}:{tag}"), &layers, &["/bin/ls", "/noise"])
     };
     Ok([publish("a", 12)?, publish("b", 13)?])
+}
+
+/// An index `name` of three images without a layer in common, for amd64, arm64 and s390x.
+pub(crate) fn several_platforms(images: &Images, name: &str) -> io::Result<(Blob, [Published; 3])> {
+    let publish = |architecture: &str, seed| {
+        let layers = [noise(images, 2 << 20, seed)?, noise(images, 300_000, seed + 1)?];
+        images.publish_for(architecture, &format!("{name}-{architecture}"), &layers, &["/noise"])
+    };
+    let published = [publish("amd64", 51)?, publish("arm64", 53)?, publish("s390x", 55)?];
+    let platforms = [
+        json!({ "architecture": "amd64", "os": "linux" }),
+        // As builders write it.
+        json!({ "architecture": "arm64", "os": "linux", "variant": "v8" }),
+        json!({ "architecture": "s390x", "os": "linux" }),
+    ];
+    let manifests = published.iter().zip(platforms).map(|(image, platform)| {
+        let mut entry = image.manifest.descriptor();
+        entry["platform"] = platform;
+        entry
+    });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests.collect::<Vec<_>>(),
+    });
+    Ok((images.publish_manifest(name, &index, &[])?, published))
 }

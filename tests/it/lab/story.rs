@@ -139,6 +139,7 @@ impl Lab {
             more: String::new(),
             namespace: None,
             sandbox_image: self.name(SANDBOX),
+            hosts_dir: self.hosts_dir(),
         }
     }
 
@@ -230,6 +231,7 @@ pub(crate) struct Plan<'lab> {
     more: String,
     namespace: Option<Namespace>,
     sandbox_image: String,
+    hosts_dir: PathBuf,
 }
 
 impl Plan<'_> {
@@ -287,6 +289,12 @@ impl Plan<'_> {
         self
     }
 
+    /// containerd is told of this folder of hosts.toml files, or of none if it is empty; Flotilla reads the lab's.
+    pub(crate) fn containerd_hosts_dir(mut self, dir: PathBuf) -> Self {
+        self.hosts_dir = dir;
+        self
+    }
+
     pub(crate) fn start(mut self) -> Result<Node> {
         let dir = self.lab.dir.join(&self.name);
         let mut snapshotter = Snapshotter::Overlayfs;
@@ -307,7 +315,7 @@ impl Plan<'_> {
         let containerd = containerd::Settings {
             snapshotter,
             sandbox_image: self.sandbox_image,
-            hosts_dir: self.lab.hosts_dir(),
+            hosts_dir: self.hosts_dir,
             more: self.more,
         };
         let at_once = self.flotilla && !self.later;

@@ -70,6 +70,21 @@ async fn a_grant_is_remembered_for_the_same_credentials_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_reads_the_registrys_own_words() {
+    let registry = Registry::start().await;
+    publish(&registry, "team/app", "v1", &[noise(1000, 6)]);
+    registry.switch_on(Fault::BasicAuth { user: "me".into(), password: "secret".into() });
+    let alone = Alone::start(|_| {});
+    let path = format!("/v2/team/app/manifests/v1?ns={}", registry.host());
+    let wrong = basic("me:wrong");
+    let refused = alone.ask(Method::GET, &path, &[("authorization", &wrong)]).await;
+    let itself = ask(&registry.host(), Method::GET, "/v2/team/app/manifests/v1", &[]).await;
+    assert_eq!((refused.status, itself.status), (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED));
+    assert_eq!(refused.header("www-authenticate"), itself.header("www-authenticate"));
+    assert_eq!(refused.bytes, itself.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_own_credentials_open_nothing_to_clients() {
     let registry = Registry::start().await;
     let name = registry.put_blob("team/app", noise(1000, 3));

@@ -311,5 +311,7 @@ fn error(code: &str, message: &str) -> String {
 }
 
 fn finished(response: http::response::Builder, text: String, counter: &AtomicU64) -> Response<Body> {
+    let is_json = text.starts_with('{');
+    let response = if is_json { response.header(header::CONTENT_TYPE, "application/json") } else { response };
     response.body(body::full(text, counter)).expect("these headers are valid")
 }
