@@ -9,13 +9,13 @@ use super::{Settings, SettingsError, rates, run::RunError};
 use crate::{
     door::{
         self,
-        registry::{Access, Authority, AuthorityError, OfflineTags},
+        registry::{Access, Authority, AuthorityError},
     },
     identity::{self, Identity},
     layer,
     mesh::{self, Role},
     origin::{self, ProviderFiles},
-    pull::{self, Registries},
+    pull::{self, OfflineTags, Registries},
     snapshot::{self, Durability},
     store,
 };
@@ -54,7 +54,12 @@ pub(super) fn pulls(settings: &Settings) -> pull::Settings {
         Registries::new(registries(settings).into_iter().chain(default).collect())
     });
     let host_readers = settings.count("registry.cluster_concurrency").unwrap_or(1);
-    pull::Settings { only, host_readers, ..pull::Settings::default() }
+    let offline_tags = match settings.text("mirror.offline_tags").as_deref() {
+        Some("own") => OfflineTags::Own,
+        Some("members") => OfflineTags::Members,
+        _ => OfflineTags::No,
+    };
+    pull::Settings { only, host_readers, offline_tags, ..pull::Settings::default() }
 }
 
 pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, AuthorityError> {
@@ -78,11 +83,6 @@ pub(super) fn mirror(settings: &Settings) -> Result<door::registry::Settings, Au
             _ => Access::OfflineOk,
         },
         tag_ttl: settings.duration("mirror.tag_ttl").unwrap_or_default(),
-        offline_tags: match settings.text("mirror.offline_tags").as_deref() {
-            Some("own") => OfflineTags::Own,
-            Some("members") => OfflineTags::Members,
-            _ => OfflineTags::No,
-        },
     })
 }
 

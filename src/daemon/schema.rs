@@ -319,8 +319,8 @@ pub(super) const KEYS: &[Key] = &[
         "offline_tags",
         Form::Word(&["no", "own", "members"]),
         Some("\"no\""),
-        "while a registry is down its tags are: own: what it last said to this node; members: that, else what most \
-         members say it said to them, which nothing proves; no: unknown",
+        "while a registry is down its tags are: own: what it last said to this node; members: the latest that it said \
+         to two of the cluster, else to this node, else to any, which nothing proves; no: unknown",
     ),
     key(
         "mirror",

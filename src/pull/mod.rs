@@ -47,7 +47,7 @@ pub use self::{
     metrics::Metrics,
     pieces::{Pieces, PiecesError},
     registries::Registries,
-    tags::{Key as TagKey, Meaning, Tags},
+    tags::{Key as TagKey, Meaning, OfflineTags, Tags},
 };
 use self::{flight::Flight, offered::Readings, outgoing::Outgoing};
 use crate::{
@@ -84,11 +84,18 @@ pub struct Settings {
     pub host_readers: usize,
     /// Members that a tracker asks itself who has a blob; where there are more, they ask the others.
     pub asked_max: usize,
+    pub offline_tags: OfflineTags,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_secs(60), only: None, host_readers: HOST_READERS, asked_max: ASKED_MAX }
+        Self {
+            linger: Duration::from_secs(60),
+            only: None,
+            host_readers: HOST_READERS,
+            asked_max: ASKED_MAX,
+            offline_tags: OfflineTags::No,
+        }
     }
 }
 
@@ -233,7 +240,7 @@ impl Pulls {
             tasks.clone(),
             stop.clone(),
         );
-        let tags = Tags::open(&store);
+        let tags = Tags::open(&store, settings.offline_tags);
         tasks.spawn(tags.clone().keep(store.clone(), tasks.clone(), stop.clone()));
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {

@@ -9,7 +9,7 @@ use super::{
     Door,
     reply::{self, Reply, Sort},
     route::Asked,
-    tags::{OfflineTags, Question},
+    tags::Question,
 };
 use crate::{
     oci::Digest,
@@ -168,21 +168,36 @@ impl Door {
             Ok(Told { digest: Some(digest), len: Some(len), media_type, .. }) => {
                 self.gate.granted(&asked.repository, &digest, len, &client.asker).await;
                 let meaning = Meaning { digest, len, media_type: media_type.unwrap_or_default() };
-                let key = TagKey::of(&asked.repository, tag);
-                self.parts.pulls.tags().note(key, meaning.clone(), SystemTime::now());
+                self.keep(asked, tag, client, meaning.clone());
                 self.tags.note(question, meaning.clone(), Instant::now());
                 Ok((Tagged::Is(meaning), None))
             }
             Err(error) if error.is_outage() => self.remembered(asked, tag, client).await.ok_or(error),
-            Err(error) if client.head || error.refusal().is_none() => Err(error),
+            Err(error) if client.head || error.refusal().is_none() => {
+                if error.status() == Some(404) {
+                    self.parts.pulls.tags().forget(&TagKey::of(&asked.repository, tag));
+                }
+                Err(error)
+            }
             // A registry that does not say what its tag is must say what it has, and one that refuses, why: the answer to
             // a HEAD has no body.
             Ok(_) | Err(_) => {
                 let told = self.pass_on(asked, (Method::GET, path), client, None).await?;
                 let document = self.came(asked, told);
                 self.gate.granted(&asked.repository, &document.digest, document.len, &client.asker).await;
+                let (digest, media_type) = (document.digest.clone(), document.media_type.clone());
+                self.keep(asked, tag, client, Meaning { digest, len: document.len, media_type });
                 Ok((Tagged::Came(document), None))
             }
+        }
+    }
+
+    /// Keeps what the registry has said of a tag, for when it is down. Of two forms of an image that is the one which
+    /// clients commonly take.
+    fn keep(&self, asked: &Asked, tag: &str, client: &Client, meaning: Meaning) {
+        let takes_indexes = ["index", "manifest.list", "*/*"].iter().any(|of| client.accept.contains(of));
+        if takes_indexes || client.accept.is_empty() {
+            self.parts.pulls.tags().note(TagKey::of(&asked.repository, tag), meaning, SystemTime::now());
         }
     }
 
@@ -193,23 +208,13 @@ impl Door {
         tag: &str,
         client: &Client,
     ) -> Option<(Tagged, Option<&'static str>)> {
-        let asks_members = match self.settings.offline_tags {
-            OfflineTags::No => return None,
-            OfflineTags::Own => false,
-            OfflineTags::Members => true,
-        };
         if !self.gate.is_missed(&asked.repository).await {
             return None;
         }
-        let (pulls, key) = (&self.parts.pulls, TagKey::of(&asked.repository, tag));
-        let (meaning, told_by) = match pulls.tags().last(&key) {
-            Some(meaning) => (meaning, "its registry"),
-            None if asks_members => (pulls.meaning_elsewhere(&key).await?, "members"),
-            None => return None,
-        };
+        let (meaning, is_own) = self.parts.pulls.meaning(&TagKey::of(&asked.repository, tag)).await?;
         self.gate.grant(&asked.repository, (Kind::Manifest, &meaning.digest), &client.asker).await.ok()?;
-        let repository = &asked.repository;
-        tracing::info!(%repository, tag, digest = %meaning.digest, told_by, "the tag as it was");
+        let (repository, heard_by) = (&asked.repository, if is_own { "this node" } else { "members" });
+        tracing::info!(%repository, tag, digest = %meaning.digest, heard_by, "the tag as it was");
         Some((Tagged::Is(meaning), Some(reply::STALE)))
     }
 

@@ -61,7 +61,6 @@ pub use self::{
     access::{Access, GRANTED_FOR},
     leaf::{Authority, AuthorityError},
     metrics::Metrics,
-    tags::OfflineTags,
     visits::Visits,
 };
 use crate::{
@@ -95,7 +94,6 @@ pub struct Settings {
     pub access: Access,
     /// How long a tag's meaning counts before the registry is asked again.
     pub tag_ttl: Duration,
-    pub offline_tags: OfflineTags,
     /// For which hosts the proxy opens TLS, and with which CA; without one it opens none.
     pub authority: Option<Authority>,
 }

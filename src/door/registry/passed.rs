@@ -1,6 +1,7 @@
 //! Registries that the cluster does not share: the client's question goes there, and the answer to the client, as they are.
 
 use http::{Method, Request, StatusCode, Uri, header};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -11,6 +12,7 @@ use super::{
     reply::{self, Reply, Sort},
     route::{Asked, What},
 };
+use crate::oci::Digest;
 
 impl Door {
     /// Whether somebody has named this registry: in our settings, by a folder of hosts.toml, or by a pull of the node's
@@ -26,14 +28,18 @@ impl Door {
     /// Nothing of it is kept here, and nothing that is here is given for it.
     pub(super) async fn pass(&self, asked: &Asked, request: Request<Incoming>) -> Reply {
         let (mut parts, body) = request.into_parts();
-        let is_get = parts.method == Method::GET;
+        // A part of the bytes, or bytes in a coding, could not be checked: only the first is asked for by clients that go on.
+        let is_whole = parts.method == Method::GET && !parts.headers.contains_key(header::RANGE);
+        if is_whole && digest(&asked.what).is_some() {
+            parts.headers.remove(header::ACCEPT_ENCODING);
+        }
         let headers = parts.headers.clone();
         let reply = match target(asked) {
             Some(uri) => {
                 parts.uri = uri;
                 let request = Request::from_parts(parts, body.boxed_unsync());
                 match self.parts.origin.forward_from_elsewhere(&asked.repository.host, request).await {
-                    Ok(answer) => proven(handed_on(answer), &asked.what, is_get),
+                    Ok(answer) => proven(handed_on(answer), digest(&asked.what).filter(|_| is_whole)),
                     Err(error) => reply::refused(sort(&asked.what), &error),
                 }
             }
@@ -44,15 +50,26 @@ impl Door {
     }
 }
 
-/// A whole body that was asked for by its digest is checked on its way, unless it is in a coding that the client takes:
-/// then these are not the bytes that the digest means.
-fn proven(reply: Reply, what: &What, is_get: bool) -> Reply {
-    let (What::Blob(digest) | What::Manifest(digest)) = what else { return reply };
-    let is_plain = !reply.headers().contains_key(header::CONTENT_ENCODING);
-    match reply.status() {
-        StatusCode::OK if is_get && is_plain => reply.map(|body| Proven::new(body, digest.clone()).boxed_unsync()),
-        _ => reply,
+fn digest(what: &What) -> Option<&Digest> {
+    match what {
+        What::Blob(digest) | What::Manifest(digest) => Some(digest),
+        What::Tag(_) | What::Referrers(_) | What::Tags => None,
     }
+}
+
+/// A whole body that was asked for by its digest is checked on its way.
+fn proven(reply: Reply, digest: Option<&Digest>) -> Reply {
+    let Some(digest) = digest.filter(|_| reply.status().is_success()) else { return reply };
+    let coding = reply.headers().get(header::CONTENT_ENCODING);
+    let refused = |why| reply::error(StatusCode::BAD_GATEWAY, "UNSUPPORTED", why);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return refused("the registry sends the bytes in a coding that nobody asked for");
+    }
+    // Nothing of an empty body would ever be asked for.
+    if reply.body().size_hint().exact() == Some(0) && *digest != Digest::of(digest.algorithm(), b"") {
+        return refused("the registry sends nothing where the digest is that of something");
+    }
+    reply.map(|body| Proven::new(body, digest.clone()).boxed_unsync())
 }
 
 fn sort(what: &What) -> Sort {
@@ -78,7 +95,10 @@ fn target(asked: &Asked) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::registry::route::{Route, route};
+    use crate::{
+        door::registry::route::{Route, route},
+        oci::Algorithm,
+    };
 
     #[test]
     fn a_registry_is_asked_by_its_own_names() {
@@ -88,5 +108,21 @@ mod tests {
         };
         assert_eq!(target("/v2/r.local/a/b/manifests/v1", None), "/v2/a/b/manifests/v1");
         assert_eq!(target("/v2/a/tags/list", Some("ns=r.local&n=2")), "/v2/a/tags/list?n=2");
+    }
+
+    #[test]
+    fn what_could_not_be_checked_is_refused() {
+        let (of_nothing, of_some) =
+            (Digest::of(Algorithm::Sha256, b""), Digest::of(Algorithm::Sha256, b"some"));
+        let came = |bytes: &'static str, coding: Option<&str>, digest: &Digest| {
+            let mut reply = reply::document(bytes, "a/b");
+            coding.into_iter().for_each(|coding| reply::set(&mut reply, header::CONTENT_ENCODING, coding));
+            proven(reply, Some(digest)).status()
+        };
+        assert_eq!(came("some", None, &of_some), StatusCode::OK);
+        assert_eq!(came("some", Some("Identity"), &of_some), StatusCode::OK);
+        assert_eq!(came("some", Some("gzip"), &of_some), StatusCode::BAD_GATEWAY);
+        assert_eq!(came("", None, &of_nothing), StatusCode::OK);
+        assert_eq!(came("", None, &of_some), StatusCode::BAD_GATEWAY);
     }
 }

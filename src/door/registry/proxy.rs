@@ -31,7 +31,7 @@ use super::{
     reply::{self, BrokenOff, Outgoing, Reply, Sort},
     route::{self, Asked, Route, What},
 };
-use crate::{oci::Repository, origin::strip_connection};
+use crate::{oci::Repository, origin::strip_connection, pull::TagKey};
 
 /// How long another host may take to accept a connection; what registries get as well.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -148,6 +148,7 @@ impl Door {
             None => {
                 if let Some((repository, tag)) = changed(registry, &request) {
                     self.tags.changed(&repository, &tag);
+                    self.parts.pulls.tags().forget(&TagKey::of(&repository, &tag));
                 }
                 let request = request.map(|body| body.boxed_unsync());
                 match self.parts.origin.forward(registry, request).await {

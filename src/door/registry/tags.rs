@@ -15,17 +15,6 @@ use crate::{
 /// Answers that are still fresh, of 2 KiB at most; beyond it all are asked for again.
 const FRESH_MAX: usize = 1 << 14;
 
-/// What tags mean while their registry is down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OfflineTags {
-    #[default]
-    No,
-    /// What it last said to this node.
-    Own,
-    /// That, else what most members say it said to them.
-    Members,
-}
-
 /// One question: a tag, in a form that the client takes, asked with its credentials (both hashed).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Question {

@@ -99,7 +99,7 @@ fn entry(host: &str, table: &dyn TableLike) -> Result<Entry, FileError> {
         headers: headers(host, table)?,
         override_path: flag("override_path")?,
         skip_verify: flag("skip_verify")?,
-        dial_timeout: table.get("dial_timeout").map(|item| time(host, "dial_timeout", item)).transpose()?,
+        dial_timeout: time(host, "dial_timeout", table)?,
     })
 }
 
@@ -107,9 +107,15 @@ fn wrong(host: &str, key: &'static str, wanted: &'static str) -> FileError {
     FileError::Type { host: host.to_owned(), key, wanted }
 }
 
-fn time(host: &str, key: &'static str, item: &Item) -> Result<Duration, FileError> {
-    let time = item.as_str().and_then(|text| humantime::parse_duration(text).ok());
-    time.filter(|time| !time.is_zero()).ok_or_else(|| wrong(host, key, "a time such as \"10s\""))
+/// Nothing, as no time at all, leaves it as it is.
+fn time(host: &str, key: &'static str, table: &dyn TableLike) -> Result<Option<Duration>, FileError> {
+    let wrong = || wrong(host, key, "a time such as \"10s\"");
+    let text = table.get(key).map(|item| item.as_str().ok_or_else(wrong)).transpose()?.unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let time = humantime::parse_duration(text).map_err(|_| wrong())?;
+    Ok(Some(time).filter(|time| !time.is_zero()))
 }
 
 fn text_of(host: &str, key: &'static str, item: &Item) -> Result<String, FileError> {
@@ -206,6 +212,7 @@ mod tests {
         let urls: Vec<_> = file.mirrors.iter().map(|m| m.url.as_deref().unwrap()).collect();
         assert_eq!(urls, ["https://z.local", "http://a.local:5000"]);
         assert_eq!(file.server.url.as_deref(), Some("https://registry-1.docker.io"));
+        assert_eq!(parse("dial_timeout = \"\"").unwrap().server.dial_timeout, None);
         let [z, a] = &file.mirrors[..] else { panic!("two mirrors") };
         assert_eq!(z.capabilities, Capabilities { pull: true, resolve: false });
         assert_eq!(z.headers.len(), 3);
@@ -236,7 +243,7 @@ mod tests {
             ("[host.\"https://m\"]\nca = 7", "`ca` of `https://m`"),
             ("skip_verify = \"yes\"", "`skip_verify`"),
             ("dial_timeout = 3", "`dial_timeout` of `server` is not a time"),
-            ("dial_timeout = \"0s\"", "`dial_timeout`"),
+            ("dial_timeout = \"soon\"", "`dial_timeout`"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

@@ -286,7 +286,6 @@ impl Exchange {
             Event::PieceLost { handle, index } => self.peer_lost(handle, index),
             Event::Lease(run) => {
                 self.origin_failed = None;
-                self.hopes_since = None;
                 self.leases.push(run.clone());
                 run.clone().for_each(|index| self.note(index));
                 self.actions.push(Action::ReadOrigin { run });

@@ -52,6 +52,28 @@ async fn by_tag_where_the_setting_allows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_was_gone_or_moved_is_not_what_it_was_before() {
+    let registry = Registry::start().await;
+    let [old, new] = [4, 5].map(|seed| publish(&registry, "team/app", "v1", &[noise(1000, seed)]));
+    publish(&registry, "team/app", "gone", &[noise(1000, 6)]);
+    let alone = Alone::start(|settings| {
+        settings.text("mirror", "offline_tags", "own").text("mirror", "tag_ttl", "0s");
+    });
+    let path = |tag: &str| format!("/v2/team/app/manifests/{tag}?ns={}", registry.host());
+    for tag in ["v1", "gone"] {
+        assert_eq!(alone.get(&path(tag)).await.status, StatusCode::OK);
+    }
+    registry.untag("team/app", "gone");
+    assert_eq!(alone.get(&path("gone")).await.status, StatusCode::NOT_FOUND);
+    // Pushed again, it is the other manifest.
+    assert_ne!(publish(&registry, "team/app", "v1", &[noise(1000, 4)]), new);
+    assert_eq!(alone.get(&path("v1")).await.status, StatusCode::OK);
+    registry.switch_on(DOWN);
+    assert_eq!(alone.get(&path("gone")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(alone.get(&path("v1")).await.header("docker-content-digest"), old.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_the_registrys_word_is_wanted_nothing_is_had_without_it() {
     let (manifest, tag, blob) = while_down("verify", "no").await;
     for got in [manifest, tag, blob] {

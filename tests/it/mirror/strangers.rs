@@ -83,7 +83,10 @@ async fn a_registry_that_nobody_named_opens_nothing_that_is_here() {
     for path in [format!("/v2/x/blobs/{name}?ns=evil.test"), format!("/v2/evil.test/x/blobs/{name}")] {
         let got = alone.get(&path).await;
         assert_eq!((got.status, got.len()), (StatusCode::OK, LEN as u64));
-        assert!(!got.whole && got.bytes[0] != bytes[0], "what the stranger sends, which never ends in good order");
+        assert!(
+            !got.whole && got.bytes[0] != bytes[0],
+            "what the stranger sends, which never ends in good order"
+        );
     }
 }
 

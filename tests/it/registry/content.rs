@@ -67,6 +67,10 @@ impl Content {
         digest
     }
 
+    pub(super) fn untag(&mut self, repository: &str, tag: &str) {
+        self.manifests.remove(&(repository.to_owned(), tag.to_owned()));
+    }
+
     pub(super) fn blob(&self, repository: &str, digest: &str) -> Option<Source> {
         self.blobs.get(&(repository.to_owned(), digest.to_owned())).cloned()
     }

@@ -144,6 +144,11 @@ impl Registry {
         self.inner.content.lock().put_manifest(repository, tag, media_type, bytes.into())
     }
 
+    /// Takes a tag away.
+    pub(crate) fn untag(&self, repository: &str, tag: &str) {
+        self.inner.content.lock().untag(repository, tag);
+    }
+
     /// Requests of one kind.
     pub(crate) fn requests(&self, kind: Kind) -> usize {
         self.inner.record.all().iter().filter(|seen| seen.kind == kind).count()
