@@ -54,7 +54,7 @@ use crate::{
     mesh::Mesh,
     oci::{Digest, Repository, host_name},
     origin::{self, Asker, Kind, Origin, OriginError},
-    store::{ArriveError, Arriving, Blob, CommitError, ReadError, Store},
+    store::{ArriveError, Arriving, Blob, CommitError, Kept, ReadError, Store},
     swarm::{Trackers, Turns, tracker::Answer},
 };
 
@@ -240,8 +240,9 @@ impl Pulls {
             tasks.clone(),
             stop.clone(),
         );
-        let tags = Tags::open(&store, settings.offline_tags);
-        tasks.spawn(tags.clone().keep(store.clone(), tasks.clone(), stop.clone()));
+        let kept = Kept::open(&store, tags::FILE);
+        tasks.spawn(kept.clone().keep(store.clone(), tasks.clone(), stop.clone()));
+        let tags = Tags::new(kept, settings.offline_tags);
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,

@@ -2,8 +2,6 @@
 //!
 //! No digest proves what a tag means. So only what a registry itself has said is kept, never what another member has;
 //! what others have heard from theirs counts where the settings say so, and is not told on.
-//! It outlives the daemon in one file, which one task writes, the whole of it at a time: at a crash the last second of
-//! it is lost, no more, unless the disk would not take it.
 
 use std::{
     collections::HashMap,
@@ -13,14 +11,13 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::Semaphore;
 
 use super::Pulls;
 use crate::{
     oci::{Algorithm, Digest, MEDIA_TYPE_LEN_MAX, Repository},
     piece::BLOB_LEN_MAX,
-    store::Store,
+    store::{File, Kept},
 };
 
 /// Tags remembered, of 200 bytes each and [`SAID_LEN_MAX`] at most; beyond it whichever its registry spoke of longest ago goes.
@@ -28,11 +25,7 @@ const TAGS_MAX: usize = 1 << 14;
 /// An entry as JSON, at its longest.
 pub(super) const SAID_LEN_MAX: usize = 1024;
 /// Where they are kept.
-const FILE: &str = "tags.json";
-/// Changes are written together: a rollout resolves many tags at once.
-const PAUSE: Duration = Duration::from_secs(1);
-/// A disk that would not take them is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const FILE: File = File { name: "tags.json", about: "what tags mean" };
 /// That a tag means what it meant is written again only so much later.
 const WRITTEN_FOR: Duration = Duration::from_hours(24);
 /// What members have said counts for so long, also that they have said nothing: as long as a registry is left alone that
@@ -87,6 +80,9 @@ impl Key {
 pub(super) struct Said {
     pub(super) meaning: Meaning,
     pub(super) at: u64,
+    /// What was said then is on disk, or will be.
+    #[serde(skip)]
+    written_at: u64,
 }
 
 impl Said {
@@ -95,13 +91,8 @@ impl Said {
     }
 }
 
-#[derive(Debug, Default)]
-struct Memory {
-    said: HashMap<Digest, Said>,
-    /// When what is on disk of each was said; of one that is not there, never.
-    written: HashMap<Digest, u64>,
-    is_written: bool,
-}
+/// What registries have said, by the digests of the tags' names.
+pub(super) type Memory = HashMap<Digest, Said>;
 
 /// What members have said of a tag, and when they were asked.
 type Heard = (Vec<Said>, Instant);
@@ -113,38 +104,16 @@ pub struct Tags(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     counts: OfflineTags,
-    memory: Mutex<Memory>,
-    changed: Notify,
+    memory: Kept<Memory>,
     heard: Mutex<HashMap<Digest, Heard>>,
     questions: Semaphore,
 }
 
 impl Tags {
-    /// What the store has kept of them, if any of it `counts`. Blocks.
-    pub(super) fn open(store: &Store, counts: OfflineTags) -> Self {
-        let kept = || store.kept_file(FILE).map(|bytes| bytes.map(|bytes| read(&bytes)));
-        let said = match if counts == OfflineTags::No { Ok(None) } else { kept() } {
-            Ok(None) => HashMap::new(),
-            Ok(Some(Ok(said))) => said,
-            Ok(Some(Err(error))) => {
-                tracing::warn!(
-                    "forgot what tags meant: {FILE} in the data folder is not what was written: {error}"
-                );
-                HashMap::new()
-            }
-            Err(error) => {
-                tracing::warn!("forgot what tags meant: cannot read {FILE} in the data folder: {error}");
-                HashMap::new()
-            }
-        };
-        let written = said.iter().map(|(name, said)| (name.clone(), said.at)).collect();
-        Self(Arc::new(Inner {
-            counts,
-            memory: Mutex::new(Memory { said, written, is_written: true }),
-            changed: Notify::new(),
-            heard: Mutex::default(),
-            questions: Semaphore::new(QUESTIONS),
-        }))
+    /// `memory` is what is kept of them.
+    pub(super) fn new(memory: Kept<Memory>, counts: OfflineTags) -> Self {
+        let (heard, questions) = (Mutex::default(), Semaphore::new(QUESTIONS));
+        Self(Arc::new(Inner { counts, memory, heard, questions }))
     }
 
     /// For another member, by the digest of the name: JSON, [`SAID_LEN_MAX`] bytes at most. Nothing, unless what members
@@ -163,77 +132,27 @@ impl Tags {
         if self.0.counts == OfflineTags::No || !meaning.can_be() {
             return;
         }
-        let (Key(name), said) = (key, Said { meaning, at: seconds(now) });
-        let mut memory = self.0.memory.lock();
-        let memory = &mut *memory;
-        let known = memory.said.get(&name);
-        let is_new = known.is_none_or(|known| known.meaning != said.meaning);
-        if known.is_none() && memory.said.len() >= TAGS_MAX {
-            let oldest = memory.said.iter().min_by_key(|(_, said)| said.at).map(|(name, _)| name.clone());
-            oldest.map(|oldest| memory.said.remove(&oldest));
-        }
-        let written_at = memory.written.get(&name).copied().unwrap_or_default();
-        let is_old = said.at.abs_diff(written_at) > WRITTEN_FOR.as_secs();
-        memory.said.insert(name, said);
-        if is_new || is_old {
-            memory.is_written = false;
-            self.0.changed.notify_one();
-        }
+        let (Key(name), at) = (key, seconds(now));
+        self.0.memory.change(|memory| {
+            let known = memory.get(&name);
+            let same = known.filter(|known| known.meaning == meaning).map(|known| known.written_at);
+            let written_at = same.filter(|written| at.abs_diff(*written) <= WRITTEN_FOR.as_secs());
+            if known.is_none() && memory.len() >= TAGS_MAX {
+                let oldest = memory.iter().min_by_key(|(_, said)| said.at).map(|(name, _)| name.clone());
+                oldest.map(|oldest| memory.remove(&oldest));
+            }
+            memory.insert(name, Said { meaning, at, written_at: written_at.unwrap_or(at) });
+            written_at.is_none()
+        });
     }
 
     /// The registry has just said that there is no such tag, or somebody has changed it.
     pub fn forget(&self, key: &Key) {
-        let mut memory = self.0.memory.lock();
-        if memory.said.remove(&key.0).is_some() {
-            memory.is_written = false;
-            self.0.changed.notify_one();
-        }
+        self.0.memory.change(|memory| memory.remove(&key.0).is_some());
     }
 
     fn last(&self, name: &Digest) -> Option<Said> {
-        self.0.memory.lock().said.get(name).cloned()
-    }
-
-    /// Writes what changes, until the daemon stops and once more then.
-    pub(super) async fn keep(self, store: Store, tasks: TaskTracker, stop: CancellationToken) {
-        let (mut goes_on, mut pause) = (true, PAUSE);
-        while goes_on {
-            let changed = async {
-                self.0.changed.notified().await;
-                tokio::time::sleep(pause).await;
-            };
-            goes_on = stop.run_until_cancelled(changed).await.is_some();
-            let (tags, store) = (self.clone(), store.clone());
-            // One that panicked has said so.
-            let written = tasks.spawn_blocking(move || tags.write(&store)).await.unwrap_or(Ok(()));
-            if let Err(error) = &written {
-                if pause == PAUSE {
-                    tracing::warn!(
-                        "what tags mean is not kept: cannot write {FILE} in the data folder: {error}"
-                    );
-                }
-                self.0.changed.notify_one();
-            }
-            pause = if written.is_ok() { PAUSE } else { TRY_AGAIN };
-        }
-    }
-
-    fn write(&self, store: &Store) -> std::io::Result<()> {
-        let said = {
-            let mut memory = self.0.memory.lock();
-            if std::mem::replace(&mut memory.is_written, true) {
-                return Ok(());
-            }
-            memory.said.clone()
-        };
-        let bytes = serde_json::to_vec(&said).expect("names and numbers");
-        let kept = store.keep_file(FILE, &bytes);
-        let mut memory = self.0.memory.lock();
-        match &kept {
-            Ok(()) => memory.written = said.into_iter().map(|(name, said)| (name, said.at)).collect(),
-            Err(_) => memory.is_written = false,
-        }
-        kept
+        self.0.memory.read(|memory| memory.get(name).cloned()).filter(Said::can_be)
     }
 
     /// What members were heard to say a moment ago.
@@ -305,19 +224,15 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn read(bytes: &[u8]) -> Result<HashMap<Digest, Said>, serde_json::Error> {
-    let mut said: HashMap<Digest, Said> = serde_json::from_slice(bytes)?;
-    said.retain(|_, said| said.can_be());
-    Ok(said)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Settings;
+    use crate::store::{Settings, Store};
 
-    fn store(dir: &std::path::Path) -> Store {
-        Store::open(Settings { dir: dir.to_owned(), sync: false, ..Settings::default() }).unwrap()
+    fn tags(counts: OfflineTags) -> (Tags, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { dir: dir.path().to_owned(), sync: false, ..Settings::default() };
+        (Tags::new(Kept::open(&Store::open(settings).unwrap(), FILE), counts), dir)
     }
 
     fn key(tag: &str) -> Key {
@@ -336,68 +251,39 @@ mod tests {
         tags.last(&key(tag).0).map(|said| said.meaning)
     }
 
-    #[tokio::test]
-    async fn what_a_tag_meant_outlives_the_daemon() {
-        let dir = tempfile::tempdir().unwrap();
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let opened = store(dir.path());
-        let tags = Tags::open(&opened, OfflineTags::Members);
-        let keeping = tasks.spawn(tags.clone().keep(opened.clone(), tasks.clone(), stop.clone()));
-        tags.note(key("v1"), meaning(1), at(7));
-        tags.note(key("v1"), meaning(2), at(8));
-        tags.note(key("gone"), meaning(2), at(8));
-        tags.forget(&key("gone"));
-        stop.cancel();
-        keeping.await.unwrap();
-        drop(opened);
-        let opened = store(dir.path());
-        assert_eq!(last(&Tags::open(&opened, OfflineTags::No), "v1"), None);
-        let tags = Tags::open(&opened, OfflineTags::Members);
-        assert_eq!(
-            (last(&tags, "v1"), last(&tags, "v2"), last(&tags, "gone")),
-            (Some(meaning(2)), None, None)
-        );
-        let told: Said = serde_json::from_slice(&tags.told(&key("v1").0).unwrap()).unwrap();
-        assert_eq!(told, Said { meaning: meaning(2), at: 8 });
-        let own = Tags::open(&opened, OfflineTags::Own);
-        assert!(last(&own, "v1").is_some() && own.told(&key("v1").0).is_none(), "it is nobody else's");
+    #[test]
+    fn what_a_registry_said_last_counts_where_the_settings_say_so() {
+        for counts in [OfflineTags::No, OfflineTags::Own, OfflineTags::Members] {
+            let (tags, _dir) = tags(counts);
+            tags.note(key("v1"), meaning(1), at(7));
+            tags.note(key("v1"), meaning(2), at(8));
+            tags.note(key("gone"), meaning(2), at(8));
+            tags.forget(&key("gone"));
+            let counted = (counts != OfflineTags::No).then(|| meaning(2));
+            assert_eq!((last(&tags, "v1"), last(&tags, "v2"), last(&tags, "gone")), (counted, None, None));
+            let told = tags.told(&key("v1").0);
+            assert_eq!(told.is_some(), counts == OfflineTags::Members, "else it is nobody else's");
+            for told in told {
+                let told: Said = serde_json::from_slice(&told).unwrap();
+                assert_eq!((told.meaning, told.at), (meaning(2), 8));
+            }
+        }
     }
 
     #[test]
-    fn a_file_that_is_not_what_was_written_costs_what_was_in_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        store.keep_file(FILE, b"{\"sha256:00\": 1}").unwrap();
-        let tags = Tags::open(&store, OfflineTags::Own);
-        assert_eq!(last(&tags, "v1"), None);
-        tags.note(key("v1"), meaning(1), at(7));
-        tags.write(&store).unwrap();
-        assert_eq!(last(&Tags::open(&store, OfflineTags::Own), "v1"), Some(meaning(1)));
-    }
-
-    #[test]
-    fn what_the_disk_would_not_take_is_written_later_and_what_is_there_once_a_day() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        let tags = Tags::open(&store, OfflineTags::Own);
-        // Nothing can be renamed over a directory.
-        std::fs::create_dir(dir.path().join(FILE)).unwrap();
-        tags.note(key("v1"), meaning(1), at(7));
-        tags.write(&store).unwrap_err();
-        assert!(!tags.0.memory.lock().is_written);
-        std::fs::remove_dir(dir.path().join(FILE)).unwrap();
-        tags.write(&store).unwrap();
-        tags.note(key("v1"), meaning(1), at(7 + WRITTEN_FOR.as_secs()));
-        assert!(tags.0.memory.lock().is_written);
-        assert_eq!(tags.last(&key("v1").0).unwrap().at, 7 + WRITTEN_FOR.as_secs(), "heard is heard");
-        tags.note(key("v1"), meaning(1), at(8 + WRITTEN_FOR.as_secs()));
-        assert!(!tags.0.memory.lock().is_written);
+    fn what_is_on_disk_is_written_again_once_a_day() {
+        let (tags, _dir) = tags(OfflineTags::Own);
+        let day = WRITTEN_FOR.as_secs();
+        for (seconds, written_at) in [(7, 7), (8, 7), (7 + day, 7), (8 + day, 8 + day)] {
+            tags.note(key("v1"), meaning(1), at(seconds));
+            let said = tags.last(&key("v1").0).unwrap();
+            assert_eq!((said.at, said.written_at), (seconds, written_at));
+        }
     }
 
     #[test]
     fn the_oldest_goes_where_there_is_no_room_and_nothing_long_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::open(&store(dir.path()), OfflineTags::Members);
+        let (tags, _dir) = tags(OfflineTags::Members);
         let longest = Meaning { media_type: "x".repeat(MEDIA_TYPE_LEN_MAX), len: BLOB_LEN_MAX, ..meaning(1) };
         for number in 0..TAGS_MAX {
             tags.note(key(&number.to_string()), longest.clone(), at(u64::MAX >> 3));
@@ -415,7 +301,7 @@ mod tests {
 
     #[test]
     fn what_two_have_heard_last_counts_before_what_one_has() {
-        let said = |byte, at| Said { meaning: meaning(byte), at };
+        let said = |byte, at| Said { meaning: meaning(byte), at, written_at: 0 };
         let unproven = |byte| Meaning { media_type: String::new(), ..meaning(byte) };
         let choose = |own, others| choose(own, others, at(100));
         assert_eq!(choose(None, vec![]), None);
@@ -431,8 +317,7 @@ mod tests {
 
     #[test]
     fn what_members_say_is_asked_for_once_in_a_while() {
-        let dir = tempfile::tempdir().unwrap();
-        let (tags, start) = (Tags::open(&store(dir.path()), OfflineTags::Members), Instant::now());
+        let ((tags, _dir), start) = (tags(OfflineTags::Members), Instant::now());
         let Key(name) = key("v1");
         assert_eq!(tags.heard(&name, start), None);
         tags.hear(&name, Vec::new(), start);

@@ -37,6 +37,7 @@ mod file_id;
 mod host;
 mod index;
 mod journal;
+mod kept;
 mod lock;
 mod offers;
 mod piece_file;
@@ -64,6 +65,7 @@ pub use adopt::{Linked, RelinkError};
 pub use arrive::ArriveError;
 pub use arriving::{Arriving, CommitError};
 pub use blob::Blob;
+pub use kept::{File, Kept};
 pub use offers::Offered;
 pub use piece_file::ReadError;
 pub use policy::Why;
@@ -270,11 +272,11 @@ impl Store {
         index.blobs.iter().map(|(digest, held)| (digest.clone(), held.len)).collect()
     }
 
-    /// Keeps a small file of somebody else's in the store's directory, whole or not at all.
+    /// Keeps a small file in the store's directory, whole or not at all.
     ///
     /// # Errors
     /// The disk's.
-    pub fn keep_file(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn keep_file(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.0.tree.put(self.0.tree.dir(), name, bytes)
     }
 
@@ -282,7 +284,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn kept_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    fn kept_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         match std::fs::read(self.0.tree.dir().join(name)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

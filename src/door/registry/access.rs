@@ -7,7 +7,7 @@
 //! ```
 //! A digest is 256 bits that only a manifest tells, and manifests are given out like everything else here. So the
 //! default is offline-ok: a registry that is down stops no rollout whose bytes the cluster holds. Down is a registry
-//! only if it has answered since the start, or if the operator has written that very host into the settings or into hosts.toml's
+//! only if it has answered this node before, or if the operator has written that very host into the settings or into hosts.toml's
 //! folders, or if it is the one of names without a host: a made-up one opens nothing, neither where a pattern of the settings
 //! or a name without its port would include it, nor does one that the defaults name and this node has never reached.
 
@@ -23,6 +23,7 @@ use crate::{
     oci::{Digest, Repository},
     origin::{Asker, Kind, Origin, OriginError},
     pull::Registries,
+    store::{File, Kept},
 };
 
 /// A grant counts for so long: a pull with its retries, and not much longer than a token lives.
@@ -40,6 +41,9 @@ const GRANTS_MAX: usize = 1 << 14;
 
 /// Registries remembered.
 const HOSTS_MAX: usize = 1024;
+/// Where.
+pub(super) const ANSWERED: File =
+    File { name: "registries.json", about: "which registries have answered this node" };
 
 /// When a client may have what it names by digest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +77,7 @@ pub(super) struct Gate {
     /// Of this process alone.
     key: [u8; 32],
     grants: Mutex<HashMap<Question, Answered>>,
-    answered: Mutex<HashSet<String>>,
+    answered: Kept<HashSet<String>>,
     down: Mutex<Down>,
 }
 
@@ -111,14 +115,19 @@ impl Down {
 
 impl Gate {
     /// `named` may be done without while they are down.
-    pub(super) fn new(access: Access, origin: Origin, named: Registries) -> Self {
+    pub(super) fn new(
+        access: Access,
+        origin: Origin,
+        named: Registries,
+        answered: Kept<HashSet<String>>,
+    ) -> Self {
         Self {
             access,
             origin,
             named,
             key: rand::random(),
             grants: Mutex::default(),
-            answered: Mutex::default(),
+            answered,
             down: Mutex::default(),
         }
     }
@@ -157,7 +166,7 @@ impl Gate {
                 }
                 tracing::info!(
                     %repository, %digest, access = ?self.access,
-                    "not served: `access` wants this registry's word, or nobody has named it and it has not answered since the start: {why}"
+                    "not served: `access` wants this registry's word, or nobody has named it and it has not answered this node before: {why}"
                 );
                 Err(error)
             }
@@ -175,7 +184,7 @@ impl Gate {
 
     /// Whether a registry that does not answer is one that is down, and may be done without.
     pub(super) async fn is_missed(&self, repository: &Repository) -> bool {
-        let known = self.answered.lock().contains(&repository.host);
+        let known = self.answered.read(|answered| answered.contains(&repository.host));
         known || self.named.list(&repository.host) || self.origin.is_written(&repository.host).await
     }
 
@@ -212,11 +221,12 @@ impl Gate {
     }
 
     fn heard_of(&self, host: &str) {
-        let mut answered = self.answered.lock();
-        if answered.len() >= HOSTS_MAX && !answered.contains(host) {
-            answered.clear();
-        }
-        answered.insert(host.to_owned());
+        self.answered.change(|answered| {
+            if answered.len() >= HOSTS_MAX && !answered.contains(host) {
+                answered.clear();
+            }
+            answered.insert(host.to_owned())
+        });
     }
 
     async fn goes_on_without(&self, repository: &Repository) -> bool {

@@ -66,7 +66,7 @@ pub use self::{
 use crate::{
     origin::{Asker, Origin, Pass},
     pull::{Pulls, Registries},
-    store::Store,
+    store::{Kept, Store},
 };
 
 /// Connections at a time: 200 clients with two each. What is on its way to all of them together is bounded in `pull`.
@@ -127,7 +127,9 @@ struct Door {
 impl Mirror {
     #[must_use]
     pub fn new(parts: Parts, settings: Settings, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let gate = Gate::new(settings.access, parts.origin.clone(), settings.named.clone());
+        let answered = Kept::open(&parts.store, access::ANSWERED);
+        tasks.spawn(answered.clone().keep(parts.store.clone(), tasks.clone(), stop.clone()));
+        let gate = Gate::new(settings.access, parts.origin.clone(), settings.named.clone(), answered);
         Self(Arc::new(Door {
             gate,
             tags: Fresh::new(settings.tag_ttl),

@@ -100,6 +100,28 @@ async fn a_registry_that_never_was_opens_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_has_answered_is_missed_after_a_restart_too() {
+    let registry = Registry::start().await;
+    let layer = noise(600_000, 8);
+    let manifest = publish(&registry, "team/app", "v1", std::slice::from_ref(&layer));
+    let mut alone = Alone::start(|_| {});
+    let paths = [format!("manifests/{manifest}"), format!("blobs/{}", super::digest(&layer))]
+        .map(|rest| format!("/v2/team/app/{rest}?ns={}", registry.host()));
+    for path in &paths {
+        assert_eq!(alone.get(path).await.status, StatusCode::OK);
+    }
+    alone.flotilla.stop().unwrap();
+    registry.switch_on(DOWN);
+    alone.flotilla.start_again().unwrap();
+    alone.address = alone.flotilla.address_of("mirror").unwrap();
+    for path in &paths {
+        let got = alone.get(path).await;
+        assert_eq!((got.status, got.whole), (StatusCode::OK, true), "{path}");
+        assert!(got.header("warning").starts_with("111 "), "{:?}", got.headers);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_written_into_the_settings_is_missed_after_a_restart_too() {
     let registry = Registry::start().await;
     let layer = noise(600_000, 4);
