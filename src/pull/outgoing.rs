@@ -61,14 +61,6 @@ impl Outgoing {
         }
         Room::Slice(self.readers.clone().acquire_owned().await.expect("never closed"))
     }
-
-    /// Room for a piece of `len` bytes more, as long as there is plenty for everybody.
-    pub(super) fn spare(&self, len: usize) -> Option<Room> {
-        let units = len.div_ceil(UNIT);
-        let is_plenty = self.whole.available_permits() >= units + WHOLE_MAX / UNIT / 2;
-        let units = u32::try_from(units).ok().filter(|_| is_plenty)?;
-        self.whole.clone().try_acquire_many_owned(units).ok().map(Room::Whole)
-    }
 }
 
 impl Room {
@@ -112,11 +104,7 @@ mod tests {
             kept.push(outgoing.room(piece.len()).await.keep(&piece, 5..piece.len()));
         }
         assert!(kept[WHOLE_MAX / piece.len()..].iter().all(|bytes| bytes.len() == SLICE_LEN));
-        assert!(outgoing.spare(piece.len()).is_none());
         drop(kept);
-        let spare: Vec<Room> = std::iter::from_fn(|| outgoing.spare(piece.len())).collect();
-        assert_eq!(spare.len(), WHOLE_MAX / piece.len() / 2, "half is for those who have nothing");
-        drop(spare);
         assert_eq!(outgoing.room(piece.len()).await.keep(&piece, 0..9).len(), 9);
         assert!(matches!(outgoing.room(piece.len()).await, Room::Whole(_)));
     }

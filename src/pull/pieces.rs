@@ -1,6 +1,6 @@
 //! A blob's bytes in order as they arrive, for a task that hands them on to somebody who checks the whole itself.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -15,9 +15,6 @@ use crate::{
     piece::{PieceLayout, Statement},
     store::ReadError,
 };
-
-/// Bytes that are read at once: a piece of 256 KiB is read and checked in the time that a thread takes to be woken.
-const BATCH_LEN: usize = 1 << 20;
 
 /// Why there are no more bytes. What was handed on by then must not be called whole.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +50,6 @@ pub struct Pieces {
     /// How many of `sent` were handed on wholly, and still stand as they were.
     standing: usize,
     seen: Seen,
-    /// Read with the piece before them: those that come next.
-    ahead: VecDeque<(u32, Taken)>,
 }
 
 /// As [`Next`], with what is needed to hand it on.
@@ -69,8 +64,7 @@ impl Pieces {
         let arrival = pull.handle.0.arrival.clone();
         let (changes, first) = (arrival.changes(), piece_at(arrival.layout(), window.start));
         let (sent, standing, seen) = (Vec::new(), 0, Seen::default());
-        let ahead = VecDeque::new();
-        Self { pull, arrival, outgoing, changes, first, window, sent, standing, seen, ahead }
+        Self { pull, arrival, outgoing, changes, first, window, sent, standing, seen }
     }
 
     /// What is still to be handed on.
@@ -143,10 +137,6 @@ impl Pieces {
     /// Piece `index`, to be handed on or only looked at.
     async fn take(&mut self, index: u32, to_hand_on: bool) -> Taken {
         loop {
-            match self.ahead.pop_front() {
-                Some((ahead, taken)) if ahead == index => return taken,
-                Some(_) | None => self.ahead.clear(),
-            }
             self.changes.mark_unchanged();
             if !self.arrival.has_next(index, &self.seen) {
                 self.changes.changed().await.expect("the arrival is held here");
@@ -154,50 +144,30 @@ impl Pieces {
             }
             let len = self.arrival.layout().len_of(index);
             let room = self.outgoing.room(if to_hand_on { len } else { 0 }).await;
-            let rooms = if to_hand_on { self.batch(index, room) } else { vec![room] };
-            let (arrival, seen) = (Arc::clone(&self.arrival), self.seen);
-            let reading = tokio::task::spawn_blocking(move || read(&arrival, index, rooms, seen));
-            (self.ahead, self.seen) = reading.await.expect("reading a piece does not panic");
+            let (arrival, mut seen) = (Arc::clone(&self.arrival), self.seen);
+            let reading = tokio::task::spawn_blocking(move || {
+                let next = match arrival.try_next(index, &mut seen) {
+                    Some(Next::Piece { bytes, statement }) => {
+                        let statement = statement.unwrap_or_else(|| blake3::hash(&bytes));
+                        Some(Taken::Piece(bytes, statement, room))
+                    }
+                    Some(Next::Rewind(piece)) => Some(Taken::Rewind(piece)),
+                    Some(Next::Failed(why)) => Some(Taken::Failed(why)),
+                    None => None,
+                };
+                (next, seen)
+            });
+            let (next, seen) = reading.await.expect("reading a piece does not panic");
+            self.seen = seen;
+            if let Some(next) = next {
+                return next;
+            }
         }
-    }
-
-    /// Room for piece `index`, and for those after it that are read with it. The last is read when all are proven.
-    fn batch(&self, index: u32, room: Room) -> Vec<Room> {
-        let (layout, mut rooms) = (self.arrival.layout(), vec![room]);
-        let end = piece_at(layout, self.window.end.saturating_sub(1)).min(layout.count() - 1);
-        let others = BATCH_LEN / usize::try_from(layout.piece_len()).expect("a piece is at most 4 MiB");
-        if matches!(rooms[0], Room::Whole(_)) {
-            let more = (index + 1..end).take(others.saturating_sub(1));
-            rooms.extend(more.map_while(|index| self.outgoing.spare(layout.len_of(index))));
-        }
-        rooms
     }
 
     fn failed(&self, source: Arc<PullError>) -> PiecesError {
         PiecesError::Failed { digest: self.pull.digest().clone(), source }
     }
-}
-
-/// Piece `index` and as many after it as there are rooms, up to one that cannot be handed on.
-fn read(arrival: &Arrival, index: u32, rooms: Vec<Room>, mut seen: Seen) -> (VecDeque<(u32, Taken)>, Seen) {
-    let mut read = VecDeque::with_capacity(rooms.len());
-    for (index, room) in (index..).zip(rooms) {
-        let taken = match arrival.try_next(index, &mut seen) {
-            Some(Next::Piece { bytes, statement }) => {
-                let statement = statement.unwrap_or_else(|| blake3::hash(&bytes));
-                Taken::Piece(bytes, statement, room)
-            }
-            Some(Next::Rewind(piece)) => Taken::Rewind(piece),
-            Some(Next::Failed(why)) => Taken::Failed(why),
-            None => break,
-        };
-        let is_piece = matches!(taken, Taken::Piece(..));
-        read.push_back((index, taken));
-        if !is_piece {
-            break;
-        }
-    }
-    (read, seen)
 }
 
 fn piece_at(layout: PieceLayout, byte: u64) -> u32 {
