@@ -53,7 +53,8 @@ impl<T: Clone + Default + Serialize + DeserializeOwned + Send + 'static> Kept<T>
     #[must_use]
     pub fn open(store: &Store, file: File) -> Self {
         let kept = store.kept_file(file.name);
-        let read = kept.and_then(|bytes| Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?));
+        let read =
+            kept.and_then(|bytes| Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?));
         let value = read.unwrap_or_else(|error| {
             tracing::warn!("forgot {}: {} in the data folder: {error}", file.about, file.name);
             None

@@ -3,6 +3,7 @@
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use bytes::Bytes;
+use rustix::{buffer::spare_capacity, io::Errno};
 
 use crate::{oci::Digest, piece::PieceLayout};
 
@@ -20,24 +21,26 @@ pub enum ReadError {
 /// What a file gave for a piece.
 pub(super) enum Found {
     Bytes(Bytes),
-    /// The file is too short, or the disk cannot read it any more.
+    /// The file was cut, or its medium fails, which answers EIO.
     Unreadable,
 }
 
 /// Piece `index`, read at its place: many threads may read one file.
 pub(super) fn read(file: &File, layout: PieceLayout, index: u32) -> io::Result<Found> {
-    let mut bytes = vec![0; layout.len_of(index)];
-    match file.read_exact_at(&mut bytes, layout.range(index).start) {
-        Ok(()) => Ok(Found::Bytes(bytes.into())),
-        Err(error) if is_rot(&error) => Ok(Found::Unreadable),
-        Err(error) => Err(error),
+    let (len, start) = (layout.len_of(index), layout.range(index).start);
+    // Not zeroed first: that would be one more pass over every byte that is served.
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = start + bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Ok(Found::Unreadable),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::IO) => return Ok(Found::Unreadable),
+            Err(error) => return Err(error.into()),
+        }
     }
-}
-
-/// A medium that fails answers EIO; a file that was cut ends early.
-fn is_rot(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::UnexpectedEof
-        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    bytes.truncate(len);
+    Ok(Found::Bytes(bytes.into()))
 }
 
 /// Writes piece `index` at its place.
