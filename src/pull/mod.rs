@@ -240,9 +240,7 @@ impl Pulls {
             tasks.clone(),
             stop.clone(),
         );
-        let kept = Kept::open(&store, tags::FILE);
-        tasks.spawn(kept.clone().keep(store.clone(), tasks.clone(), stop.clone()));
-        let tags = Tags::new(kept, settings.offline_tags);
+        let tags = Tags::new(Kept::start(&store, tags::FILE, &tasks, &stop), settings.offline_tags);
         let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
         Self(Arc::new(Shared {
             store,

@@ -49,9 +49,15 @@ impl<T> Clone for Kept<T> {
 }
 
 impl<T: Clone + Default + Serialize + DeserializeOwned + Send + 'static> Kept<T> {
-    /// What the store has kept, or nothing. Blocks. [`Self::keep`] is to be run.
+    /// What the store has kept, or nothing, and the task that keeps it from now on. Blocks.
     #[must_use]
-    pub fn open(store: &Store, file: File) -> Self {
+    pub fn start(store: &Store, file: File, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+        let kept = Self::open(store, file);
+        tasks.spawn(kept.clone().keep(store.clone(), tasks.clone(), stop.clone()));
+        kept
+    }
+
+    pub(crate) fn open(store: &Store, file: File) -> Self {
         let kept = store.kept_file(file.name);
         let read =
             kept.and_then(|bytes| Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?));
@@ -77,7 +83,7 @@ impl<T: Clone + Default + Serialize + DeserializeOwned + Send + 'static> Kept<T>
     }
 
     /// Writes what changes, until the daemon stops and once more then.
-    pub async fn keep(self, store: Store, tasks: TaskTracker, stop: CancellationToken) {
+    async fn keep(self, store: Store, tasks: TaskTracker, stop: CancellationToken) {
         let (mut goes_on, mut pause) = (true, PAUSE);
         while goes_on {
             let changed = async {

@@ -173,12 +173,11 @@ impl Door {
                 Ok((Tagged::Is(meaning), None))
             }
             Err(error) if error.is_outage() => self.remembered(asked, tag, client).await.ok_or(error),
-            Err(error) if client.head || error.refusal().is_none() => {
-                if error.status() == Some(404) {
-                    self.parts.pulls.tags().forget(&TagKey::of(&asked.repository, tag));
-                }
+            Err(error) if error.status() == Some(404) => {
+                self.parts.pulls.tags().forget(&TagKey::of(&asked.repository, tag));
                 Err(error)
             }
+            Err(error) if client.head || error.refusal().is_none() => Err(error),
             // A registry that does not say what its tag is must say what it has, and one that refuses, why: the answer to
             // a HEAD has no body.
             Ok(_) | Err(_) => {

@@ -127,8 +127,7 @@ struct Door {
 impl Mirror {
     #[must_use]
     pub fn new(parts: Parts, settings: Settings, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let answered = Kept::open(&parts.store, access::ANSWERED);
-        tasks.spawn(answered.clone().keep(parts.store.clone(), tasks.clone(), stop.clone()));
+        let answered = Kept::start(&parts.store, access::ANSWERED, &tasks, &stop);
         let gate = Gate::new(settings.access, parts.origin.clone(), settings.named.clone(), answered);
         Self(Arc::new(Door {
             gate,

@@ -30,7 +30,8 @@ impl Door {
         let (mut parts, body) = request.into_parts();
         // A part of the bytes, or bytes in a coding, could not be checked: only the first is asked for by clients that go on.
         let is_whole = parts.method == Method::GET && !parts.headers.contains_key(header::RANGE);
-        if is_whole && digest(&asked.what).is_some() {
+        let digest = digest(&asked.what).filter(|_| is_whole);
+        if digest.is_some() {
             parts.headers.remove(header::ACCEPT_ENCODING);
         }
         let headers = parts.headers.clone();
@@ -39,7 +40,7 @@ impl Door {
                 parts.uri = uri;
                 let request = Request::from_parts(parts, body.boxed_unsync());
                 match self.parts.origin.forward_from_elsewhere(&asked.repository.host, request).await {
-                    Ok(answer) => proven(handed_on(answer), digest(&asked.what).filter(|_| is_whole)),
+                    Ok(answer) => proven(handed_on(answer), digest),
                     Err(error) => reply::refused(sort(&asked.what), &error),
                 }
             }

@@ -116,6 +116,8 @@ async fn a_client_sees_nothing_of_cuts_between_mirror_and_registry() {
     let path = format!("/v2/team/app/blobs/{name}?ns={}", registry.host());
     let got = alone.get(&path).await;
     assert!(got.whole && got.bytes == bytes, "the registry's cuts are not the client's");
+    let rest = alone.ask(Method::GET, &path, &[("range", "bytes=700000-")]).await;
+    assert!(rest.whole && rest.bytes == bytes.slice(700_000..));
     assert_eq!(registry.body_bytes(Kind::Blob), LEN as u64);
 }
 
