@@ -405,19 +405,19 @@ async fn a_greeting_must_be_of_this_version_within_limits_and_under_the_certifie
     };
     assert_eq!(ask(9, stranger.clone(), "s"), Err(HelloError::Version { theirs: 9 }));
     let impostor = HelloError::Name { claimed: "s".into(), certified: "t".into() };
-    assert_eq!(ask(1, stranger.clone(), "t"), Err(impostor));
+    assert_eq!(ask(wire::VERSION, stranger.clone(), "t"), Err(impostor));
     let nowhere = Member { address: "0.0.0.0:7442".into(), ..stranger.clone() };
     let unspecified = HelloError::Member(MemberError::Unspecified("s".into()));
-    assert_eq!(ask(1, nowhere, "s"), Err(unspecified));
+    assert_eq!(ask(wire::VERSION, nowhere, "s"), Err(unspecified));
     let long = Member { zone: Some("z".repeat(64)), ..stranger.clone() };
-    assert!(matches!(ask(1, long, "s"), Err(HelloError::Member(MemberError::Zone(_)))));
+    assert!(matches!(ask(wire::VERSION, long, "s"), Err(HelloError::Member(MemberError::Zone(_)))));
     let namesake = Member { name: "a".into(), generation: 99, ..stranger.clone() };
     assert!(
-        matches!(ask(1, namesake, "a"), Err(HelloError::Refused(line)) if line.contains("also called `a`"))
+        matches!(ask(wire::VERSION, namesake, "a"), Err(HelloError::Refused(line)) if line.contains("also called `a`"))
     );
     let nobody = wire::HelloRequest { version: wire::VERSION, from: None, revision: 0 };
     assert_eq!(a.mesh.answer(nobody, "s"), Err(HelloError::Member(MemberError::Absent)));
-    assert_eq!(ask(1, stranger, "s"), Ok("a".into()));
+    assert_eq!(ask(wire::VERSION, stranger, "s"), Ok("a".into()));
 }
 
 async fn body(mesh: &Mesh, to: &Member, path: &str) -> Result<String, GetError> {

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_chain_closes_on_the_digest_for_every_awkward_length() {
-        let piece = 256 << 10;
+        let piece = 128 << 10;
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             for len in [0, 1, 55, 56, 63, 64, 111, 112, 128, piece - 1, piece, piece + 1, 2 * piece + 119] {
                 assert!(build(algorithm, &blob(len)).finish().is_some(), "{algorithm:?} {len}");
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn each_piece_is_proven_alone_and_a_flipped_bit_is_not() {
-        let bytes = blob((3 << 18) + 77);
+        let bytes = blob((3 << 16) + 77);
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let chain = build(algorithm, &bytes).finish().unwrap();
             for index in [3, 1, 0, 2] {
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_chain_survives_bytes_and_back() {
-        let bytes = blob((2 << 18) + 1);
+        let bytes = blob((2 << 16) + 1);
         let chain = build(Algorithm::Sha256, &bytes).finish().unwrap();
         let digest = chain.digest().clone();
         let written = chain.to_bytes();
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_proven_piece_is_followed_from_where_its_link_begins_only() {
-        let bytes = blob((2 << 18) + 77);
+        let bytes = blob((2 << 16) + 77);
         let chain = build(Algorithm::Sha256, &bytes).finish().unwrap();
         let range = chain.layout().range(0);
         let first = &bytes[range.start as usize..range.end as usize];
@@ -341,10 +341,10 @@ mod tests {
 
     #[test]
     fn wrong_bytes_do_not_close_and_a_rewound_builder_does() {
-        let bytes = blob((2 << 18) + 9);
+        let bytes = blob((2 << 16) + 9);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let mut builder = ChainBuilder::new(&digest, bytes.len() as u64);
-        let piece = 256usize << 10;
+        let piece = 64usize << 10;
         let mut bad = bytes[piece..2 * piece].to_vec();
         bad[0] ^= 0x80;
         builder.push(&bytes[..piece]);

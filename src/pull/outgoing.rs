@@ -35,10 +35,11 @@ pub(super) struct Outgoing {
     full: AtomicBool,
 }
 
-/// Held while a piece is read, and for as long as any of it is kept.
+/// Held while a piece is read, or a few together, and for as long as any of it is kept.
+#[derive(Clone)]
 pub(super) enum Room {
-    Whole(OwnedSemaphorePermit),
-    Slice(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit),
+    Whole(Arc<OwnedSemaphorePermit>),
+    Slice(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>),
 }
 
 impl Outgoing {
@@ -47,7 +48,7 @@ impl Outgoing {
         Self { whole, readers: Arc::new(Semaphore::new(READERS)), full: AtomicBool::new(false) }
     }
 
-    /// Room for a piece of which `len` bytes may be kept.
+    /// Room for a piece, or a few together, of which `len` bytes may be kept.
     pub(super) async fn room(&self, len: usize) -> Room {
         if len > SLICE_LEN {
             let units = u32::try_from(len.div_ceil(UNIT)).expect("a piece is at most 4 MiB");
@@ -56,14 +57,18 @@ impl Outgoing {
             let found = tokio::time::timeout(wait, whole).await;
             self.full.store(found.is_err(), Ordering::Relaxed);
             if let Ok(permit) = found {
-                return Room::Whole(permit.expect("never closed"));
+                return Room::Whole(Arc::new(permit.expect("never closed")));
             }
         }
-        Room::Slice(self.readers.clone().acquire_owned().await.expect("never closed"))
+        Room::Slice(Arc::new(self.readers.clone().acquire_owned().await.expect("never closed")))
     }
 }
 
 impl Room {
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole(_))
+    }
+
     /// As much of a piece's `wanted` part as there is room for, from its beginning.
     pub(super) fn keep(self, piece: &Bytes, wanted: Range<usize>) -> Bytes {
         match self {
@@ -78,7 +83,7 @@ impl Room {
 
 struct Kept {
     bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    _room: Arc<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Kept {

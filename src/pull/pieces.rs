@@ -16,6 +16,10 @@ use crate::{
     store::ReadError,
 };
 
+/// Short pieces are read together up to so many bytes: the way to a thread that may block and back takes as long as reading
+/// 64 KiB. Twice as many leave the processor's cache before they are sent.
+const AT_ONCE: usize = 256 << 10;
+
 /// Why there are no more bytes. What was handed on by then must not be called whole.
 #[derive(Debug, thiserror::Error)]
 pub enum PiecesError {
@@ -34,7 +38,7 @@ impl PiecesError {
     }
 }
 
-/// A window of a pull's bytes, a piece at a time, or less where memory is short. Each passed its piece's check; that all
+/// A window of a pull's bytes, a piece or a few short ones at a time, or less where memory is short. Each passed its piece's check; that all
 /// are the digest's is known with the last piece, which comes only then.
 pub struct Pieces {
     pull: Pull,
@@ -52,9 +56,17 @@ pub struct Pieces {
     seen: Seen,
 }
 
+/// A piece that was read and passed its check.
+struct Ready {
+    bytes: Bytes,
+    statement: Statement,
+    room: Room,
+}
+
 /// As [`Next`], with what is needed to hand it on.
 enum Taken {
-    Piece(Bytes, Statement, Room),
+    /// At least one.
+    Pieces(Vec<Ready>),
     Rewind(u32),
     Failed(Arc<PullError>),
 }
@@ -79,11 +91,11 @@ impl Pieces {
         piece_at(self.arrival.layout(), self.window.start)
     }
 
-    /// The next bytes; `None` behind the last.
+    /// The next bytes, in one run or more; `None` behind the last.
     ///
     /// # Errors
     /// The pull failed, or went back on what was handed on already.
-    pub async fn next(&mut self) -> Option<Result<Bytes, PiecesError>> {
+    pub async fn next(&mut self) -> Option<Result<Vec<Bytes>, PiecesError>> {
         // An empty blob has one empty piece, which has to be proven too.
         let is_over = self.arrival.layout().blob_len() > 0 || !self.sent.is_empty();
         if self.window.is_empty() && is_over {
@@ -97,8 +109,8 @@ impl Pieces {
         }
         loop {
             let index = self.first + u32::try_from(self.standing).expect("no more than there are pieces");
-            let (bytes, statement, room) = match self.take(index, index == current).await {
-                Taken::Piece(bytes, statement, room) => (bytes, statement, room),
+            let ready = match self.take(index, index == current).await {
+                Taken::Pieces(ready) => ready,
                 Taken::Rewind(piece) => {
                     let still = usize::try_from(piece.saturating_sub(self.first)).unwrap_or(usize::MAX);
                     self.standing = self.standing.min(still);
@@ -106,19 +118,34 @@ impl Pieces {
                 }
                 Taken::Failed(source) => return Some(Err(self.failed(source))),
             };
-            match self.sent.get(self.standing) {
-                Some(sent) if *sent != statement => {
-                    let digest = self.pull.digest().clone();
-                    return Some(Err(PiecesError::Replaced { digest, index }));
-                }
-                Some(_) => {}
-                None => self.sent.push(statement),
-            }
             if index == current {
-                return Some(Ok(self.cut(index, bytes, room)));
+                return Some(ready.into_iter().map(|ready| self.hand_on(ready)).collect());
+            }
+            if let Some(Err(error)) = ready.first().map(|ready| self.check(index, ready.statement)) {
+                return Some(Err(error));
             }
             self.standing += 1;
         }
+    }
+
+    /// What was handed on of the piece before is what is here now.
+    fn check(&mut self, index: u32, statement: Statement) -> Result<(), PiecesError> {
+        match self.sent.get(self.standing) {
+            Some(sent) if *sent != statement => {
+                Err(PiecesError::Replaced { digest: self.pull.digest().clone(), index })
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.sent.push(statement);
+                Ok(())
+            }
+        }
+    }
+
+    fn hand_on(&mut self, Ready { bytes, statement, room }: Ready) -> Result<Bytes, PiecesError> {
+        let index = self.index();
+        self.check(index, statement)?;
+        Ok(self.cut(index, bytes, room))
     }
 
     /// As much of piece `index` as is wanted, and as there is room for.
@@ -134,7 +161,15 @@ impl Pieces {
         bytes
     }
 
-    /// Piece `index`, to be handed on or only looked at.
+    /// Piece `index` and those to be read with it. The last one comes alone, since it waits for the proof.
+    fn run(&self, index: u32) -> Range<u32> {
+        let layout = self.arrival.layout();
+        let wanted = piece_at(layout, self.window.end.saturating_sub(1));
+        let most = u32::try_from(AT_ONCE as u64 / layout.piece_len()).expect("a few").max(1);
+        index..(index + most).min(wanted + 1).min(layout.count() - 1).max(index + 1)
+    }
+
+    /// Piece `index`, to be handed on with some behind it that are here, or only looked at.
     async fn take(&mut self, index: u32, to_hand_on: bool) -> Taken {
         loop {
             self.changes.mark_unchanged();
@@ -142,14 +177,14 @@ impl Pieces {
                 self.changes.changed().await.expect("the arrival is held here");
                 continue;
             }
-            let len = self.arrival.layout().len_of(index);
-            let room = self.outgoing.room(if to_hand_on { len } else { 0 }).await;
+            let run = if to_hand_on { self.run(index) } else { index..index };
+            let len = run.clone().map(|index| self.arrival.layout().len_of(index)).sum();
+            let room = self.outgoing.room(len).await;
             let (arrival, mut seen) = (Arc::clone(&self.arrival), self.seen);
             let reading = tokio::task::spawn_blocking(move || {
                 let next = match arrival.try_next(index, &mut seen) {
                     Some(Next::Piece { bytes, statement }) => {
-                        let statement = statement.unwrap_or_else(|| blake3::hash(&bytes));
-                        Some(Taken::Piece(bytes, statement, room))
+                        Some(Taken::Pieces(read_on(&arrival, run, seen, (bytes, statement), &room)))
                     }
                     Some(Next::Rewind(piece)) => Some(Taken::Rewind(piece)),
                     Some(Next::Failed(why)) => Some(Taken::Failed(why)),
@@ -168,6 +203,27 @@ impl Pieces {
     fn failed(&self, source: Arc<PullError>) -> PiecesError {
         PiecesError::Failed { digest: self.pull.digest().clone(), source }
     }
+}
+
+/// `first`, and of the rest of `run` what is here, one after the other, as long as there is room for whole pieces. Blocking.
+fn read_on(
+    arrival: &Arrival,
+    run: Range<u32>,
+    seen: Seen,
+    first: (Bytes, Option<Statement>),
+    room: &Room,
+) -> Vec<Ready> {
+    let mut pieces = vec![first];
+    for index in run.skip(1).take_while(|_| room.is_whole()) {
+        // What else there is to say is said when the piece's turn has come.
+        let Some(Next::Piece { bytes, statement }) = arrival.try_next(index, &mut { seen }) else { break };
+        pieces.push((bytes, statement));
+    }
+    let ready = |(bytes, statement): (Bytes, Option<Statement>)| {
+        let statement = statement.unwrap_or_else(|| blake3::hash(&bytes));
+        Ready { bytes, statement, room: room.clone() }
+    };
+    pieces.into_iter().map(ready).collect()
 }
 
 fn piece_at(layout: PieceLayout, byte: u64) -> u32 {

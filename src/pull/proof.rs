@@ -60,15 +60,13 @@ mod tests {
     use crate::{
         oci::Algorithm,
         piece::{Chain, PieceLayout},
-        store::{Arriving, Settings, Store},
+        store::{Arriving, Blob, Settings, Store},
     };
 
-    /// Of all small blobs.
-    fn piece_len() -> usize {
-        usize::try_from(PieceLayout::of(1).piece_len()).unwrap()
-    }
+    const PIECES: u32 = 3;
+    const BLOB_LEN: u64 = (128 << 10) + 5;
 
-    /// Two pieces, both here.
+    /// A few pieces, all here.
     struct Bench {
         store: Store,
         bytes: Vec<u8>,
@@ -89,37 +87,38 @@ mod tests {
                 ..Settings::default()
             };
             let store = Store::open(settings).unwrap();
-            let bytes = vec![7; piece_len() + 5];
+            let bytes = vec![7; usize::try_from(BLOB_LEN).unwrap()];
             let digest = Digest::of(Algorithm::Sha256, &bytes);
             let arriving = store.arrive(&digest, bytes.len() as u64).unwrap();
             let arrival = Arc::new(Arrival::new(arriving.layout(), news.clone()));
             let bench = Self { store, bytes, digest, arriving, arrival, _dir: dir };
-            assert_eq!(bench.arriving.layout().count(), 2);
-            bench.comes(0);
-            bench.comes(1);
+            assert_eq!(bench.arriving.layout().count(), PIECES);
+            (0..PIECES).for_each(|index| bench.comes(index));
             bench.arrival.begin(bench.arriving.clone());
             bench
         }
 
+        fn piece(&self, index: u32) -> &[u8] {
+            let range = PieceLayout::of(BLOB_LEN).range(index);
+            &self.bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+        }
+
         fn comes(&self, index: u32) {
-            let piece = match index {
-                0 => &self.bytes[..piece_len()],
-                _ => &self.bytes[piece_len()..],
-            };
+            let piece = self.piece(index);
             self.arriving.write(index, piece, blake3::hash(piece)).unwrap();
             let _is_new = self.arrival.arrived(index);
         }
 
         fn chain(&self) -> Arc<Chain> {
             let mut builder = ChainBuilder::new(&self.digest, self.bytes.len() as u64);
-            builder.push(&self.bytes[..piece_len()]);
-            builder.push(&self.bytes[piece_len()..]);
+            (0..PIECES).for_each(|index| builder.push(self.piece(index)));
             Arc::new(builder.finish().unwrap())
         }
 
         fn is_stored_whole(&self) -> bool {
             let blob = self.store.get(&self.digest);
-            blob.is_some_and(|blob| [blob.read(0).unwrap(), blob.read(1).unwrap()].concat() == self.bytes)
+            let read = |blob: &Blob| (0..PIECES).map(|index| blob.read(index).unwrap()).collect::<Vec<_>>();
+            blob.is_some_and(|blob| read(&blob).concat() == self.bytes)
         }
     }
 
@@ -129,9 +128,9 @@ mod tests {
         let bench = Bench::new(&news);
         let (mut builder, mut seen) =
             (ChainBuilder::new(&bench.digest, bench.bytes.len() as u64), Seen::default());
-        for index in 0..2 {
+        for index in 0..PIECES {
             let Next::Piece { bytes, .. } = bench.arrival.next(index, &mut seen) else {
-                panic!("both are here")
+                panic!("all are here")
             };
             builder.push(&bytes);
         }
@@ -139,7 +138,7 @@ mod tests {
         bench.arrival.take_back(0);
         assert!(matches!(bench.arrival.commit(&chain, &seen), Commit::TakenBack(news) if news.is_empty()));
         assert!(bench.store.get(&bench.digest).is_none());
-        assert!(matches!(bench.arrival.next(2, &mut seen), Next::Rewind(0)));
+        assert!(matches!(bench.arrival.next(PIECES, &mut seen), Next::Rewind(0)));
 
         bench.comes(0);
         assert!(matches!(bench.arrival.commit(&chain, &seen), Commit::Ended(Ok(_))));
@@ -155,13 +154,17 @@ mod tests {
         let chain = bench.chain();
         // One that begins elsewhere is of no use: the piece is read.
         let mut other = ChainBuilder::new(&bench.digest, bench.bytes.len() as u64);
-        other.push(&vec![8; piece_len()]);
-        let elsewhere = other.state().to_bytes();
+        let mut elsewhere = Vec::new();
+        for index in 0..PIECES - 1 {
+            other.push(&vec![8; bench.piece(index).len()]);
+            elsewhere.extend_from_slice(&other.state().to_bytes());
+        }
         let elsewhere = Chain::from_bytes(&bench.digest, bench.bytes.len() as u64, &elsewhere).unwrap();
-        bench.arrival.linked(0, chain);
+        bench.arrival.linked(0, chain.clone());
         bench.arrival.linked(1, Arc::new(elsewhere));
+        bench.arrival.linked(2, chain);
         let read = |index| bench.arrival.next_link(index, Seen::default()).is_some();
-        assert!(read(0) && read(1));
+        assert!((0..PIECES).all(read));
         follow(&bench.arrival, &bench.digest, &news);
         let mut committed = false;
         while let Ok(news) = inbox.try_recv() {

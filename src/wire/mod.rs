@@ -70,5 +70,5 @@ pub mod mesh {
     tonic::include_proto!("flotilla.mesh.v1");
 
     /// The version of the mesh protocol that this build speaks.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }

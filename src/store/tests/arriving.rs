@@ -78,10 +78,10 @@ fn many_threads_write_the_same_pieces_and_the_first_counts() {
 #[test]
 fn what_is_no_piece_is_refused() {
     let bench = Bench::new();
-    let sample = Sample::new(1, PIECE + 5);
+    let sample = Sample::new(1, 2 * PIECE + 5);
     let arriving = bench.open().arrive(&sample.digest, sample.len()).unwrap();
     let statement = blake3::hash(b"");
-    for (index, len) in [(0, 5), (1, 6), (2, 0), (u32::MAX, 5)] {
+    for (index, len) in [(0, 5), (2, 6), (3, 0), (u32::MAX, 5)] {
         let error = arriving.write(index, &vec![0; len], statement).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "piece {index} of {len} bytes");
         assert!(matches!(arriving.read(index), Err(ReadError::Absent { .. })));
@@ -92,9 +92,10 @@ fn what_is_no_piece_is_refused() {
 fn a_commit_wants_every_piece_and_its_own_chain() {
     let bench = Bench::new();
     let store = bench.open();
-    let (sample, other) = (Sample::new(1, 2 * PIECE), Sample::new(2, 2 * PIECE));
+    let (sample, other) = (Sample::new(1, 3 * PIECE), Sample::new(2, 3 * PIECE));
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 1).unwrap();
+    sample.write(&arriving, 2).unwrap();
     let incomplete = arriving.commit(&sample.chain());
     assert!(matches!(incomplete, Err(CommitError::Incomplete { missing: 1, .. })));
     sample.write(&arriving, 0).unwrap();
@@ -107,12 +108,13 @@ fn a_commit_wants_every_piece_and_its_own_chain() {
 #[test]
 fn a_convicted_piece_is_forgotten_also_after_a_restart() {
     let bench = Bench::new();
-    let sample = Sample::new(1, 2 * PIECE);
+    let sample = Sample::new(1, 3 * PIECE);
     let store = bench.open();
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     let forged = vec![7; sample.piece(0).len()];
     arriving.write(0, &forged, blake3::hash(&forged)).unwrap();
     sample.write(&arriving, 1).unwrap();
+    sample.write(&arriving, 2).unwrap();
     arriving.forget(0);
     assert_eq!(arriving.have().missing().collect::<Vec<_>>(), [0]);
     drop((arriving, store));
@@ -126,7 +128,7 @@ fn a_convicted_piece_is_forgotten_also_after_a_restart() {
 fn what_was_abandoned_is_gone_and_begins_anew() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * PIECE);
+    let sample = Sample::new(1, 3 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 0).unwrap();
     arriving.abandon();
@@ -144,7 +146,7 @@ fn what_was_abandoned_is_gone_and_begins_anew() {
 fn an_adopted_blob_ends_its_arrival() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * PIECE);
+    let sample = Sample::new(1, 3 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 0).unwrap();
     store.adopt(&sample.digest, sample.len(), &bench.containerd_has(&sample)).unwrap();

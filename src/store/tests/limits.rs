@@ -75,7 +75,7 @@ fn removing_an_image_on_a_full_disk_frees_its_bytes() {
     let theirs = mounted.0.join("theirs");
     fs::write(&theirs, &sample.bytes).unwrap();
     drop(store.adopt(&sample.digest, sample.len(), &theirs).unwrap());
-    fs::write(mounted.0.join("others"), vec![1; 6 << 18]).unwrap();
+    fs::write(mounted.0.join("others"), vec![1; 6 * usize::try_from(PIECE).unwrap()]).unwrap();
     let before = Machine.space(&mounted.0).unwrap().free;
     fs::remove_file(&theirs).unwrap();
     let swept = store.sweep(SystemTime::now());
@@ -122,12 +122,12 @@ fn what_nobody_used_expires_also_across_restarts() {
 fn an_arrival_that_nobody_waits_for_expires_and_an_open_one_does_not() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * PIECE);
+    let sample = Sample::new(1, 3 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
     sample.write(&arriving, 0).unwrap();
     let later = bench.lab.later(200 * HOUR);
     assert!(store.sweep(later).removed.is_empty());
-    assert_eq!(store.usage().charged, 2 * PIECE);
+    assert_eq!(store.usage().charged, 3 * PIECE);
     drop(arriving);
     assert_eq!(store.usage().charged, PIECE);
     let swept = store.sweep(later);

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The length of these blobs' pieces.
-const PIECE: u64 = 256 << 10;
+const PIECE: u64 = 64 << 10;
 /// Longer than anything a test writes.
 const PLENTY: u64 = 1 << 40;
 

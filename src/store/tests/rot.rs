@@ -62,9 +62,9 @@ fn containerds_rotten_file_is_left_alone_and_not_linked_again() {
 fn a_piece_that_rots_while_its_blob_arrives_is_forgotten() {
     let bench = Bench::new();
     let store = bench.open();
-    let sample = Sample::new(1, 2 * PIECE);
+    let sample = Sample::new(1, 3 * PIECE);
     let arriving = store.arrive(&sample.digest, sample.len()).unwrap();
-    for index in [0, 1] {
+    for index in [0, 1, 2] {
         sample.write(&arriving, index).unwrap();
     }
     flip_a_bit(&bench.arriving_dir(&sample).join("data"), 3);

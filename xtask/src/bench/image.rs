@@ -114,9 +114,10 @@ impl Image {
         Ok(Image { root: place.join("registry"), shape, rate, layers, bytes })
     }
 
-    /// Pieces of 256 KiB, the length for blobs of up to 256 MiB.
+    /// Pieces of 64 KiB in blobs of up to 32 MiB, of 256 KiB in those of up to 256 MiB. None here is as small as one piece.
     pub fn pieces(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.bytes.div_ceil(256 << 10)).sum()
+        let piece = |layer: &Layer| if layer.bytes <= 32 << 20 { 64 << 10 } else { 256 << 10 };
+        self.layers.iter().map(|layer| layer.bytes.div_ceil(piece(layer))).sum()
     }
 
     /// The layer with the most bytes.

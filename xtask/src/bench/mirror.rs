@@ -20,9 +20,9 @@ use crate::{
     parts, shell,
 };
 
-/// Blobs with pieces of 256 KiB, of 1 MiB and of 4 MiB, and how often each is read in a turn so that a turn is a
+/// Blobs with pieces of 64 KiB, 256 KiB, 1 MiB and 4 MiB, and how often each is read in a turn so that a turn is a
 /// quarter of a second or more.
-const SIZES_MIB: [(u64, u64); 3] = [(64, 8), (512, 1), (1280, 1)];
+const SIZES_MIB: [(u64, u64); 4] = [(32, 16), (64, 8), (512, 1), (1280, 1)];
 
 /// The mirror has at least this share of nginx's throughput.
 const SHARE_MIN: f64 = 0.6;
