@@ -62,6 +62,13 @@ impl PieceLayout {
         start..self.blob_len.min(start + self.piece_len)
     }
 
+    /// The piece that byte `at` of the blob is in; the last one for what is behind them all.
+    #[must_use]
+    pub fn index_at(self, at: u64) -> u32 {
+        let last = self.count() - 1;
+        u32::try_from(at / self.piece_len).map_or(last, |index| index.min(last))
+    }
+
     /// The length of piece `index`, in bytes.
     #[must_use]
     pub fn len_of(self, index: u32) -> usize {

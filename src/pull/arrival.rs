@@ -1,6 +1,6 @@
 //! A blob while it arrives, for blocking threads that follow it in order.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -42,8 +42,8 @@ struct State {
 pub(super) enum Next {
     Piece {
         bytes: Bytes,
-        /// Of what is proven already; else whoever wants it has to hash the bytes.
-        statement: Option<Statement>,
+        /// Where they are proven already; else whoever wants their statement has to hash them.
+        proven: Option<Blob>,
     },
     /// A piece before this one was taken back: the lowest.
     Rewind(u32),
@@ -190,7 +190,7 @@ impl Arrival {
             match self.wait(index, seen) {
                 Look::Is(next) => return next,
                 Look::Here(whence) => {
-                    if let Some(next) = self.take(index, &whence) {
+                    if let Some(next) = self.take(index..index + 1, whence) {
                         return next;
                     }
                 }
@@ -223,24 +223,21 @@ impl Arrival {
         self.state.lock().look(index, &mut Seen(seen.0)).is_some()
     }
 
-    /// As [`Self::next`], but it does not wait; blocking only as long as reading a piece takes.
-    pub(super) fn try_next(&self, index: u32, seen: &mut Seen) -> Option<Next> {
-        let look = self.state.lock().look(index, seen);
+    /// As [`Self::next`] of the first piece of `run`, but it does not wait; blocking only as long as reading takes. Of a
+    /// proven blob all of `run` comes at once.
+    pub(super) fn try_next(&self, run: Range<u32>, seen: &mut Seen) -> Option<Next> {
+        let look = self.state.lock().look(run.start, seen);
         match look? {
             Look::Is(next) => Some(next),
-            Look::Here(whence) => self.take(index, &whence),
+            Look::Here(whence) => self.take(run, whence),
         }
     }
 
-    /// Reads a piece; `None` if it was not there after all.
-    fn take(&self, index: u32, (blob, arriving): &Whence) -> Option<Next> {
-        match read(index, blob.as_ref(), arriving.as_ref()) {
-            Ok(bytes) => {
-                return Some(Next::Piece {
-                    bytes,
-                    statement: blob.as_ref().map(|blob| blob.statement(index)),
-                });
-            }
+    /// Reads a piece, or `run` of a proven blob; `None` if it was not there after all.
+    fn take(&self, run: Range<u32>, (blob, arriving): Whence) -> Option<Next> {
+        let index = run.start;
+        match read(run, blob.as_ref(), arriving.as_ref()) {
+            Ok(bytes) => return Some(Next::Piece { bytes, proven: blob }),
             Err(ReadError::Absent { .. }) if blob.is_none() => self.take_back(index),
             Err(ReadError::Rotten { .. }) if blob.is_none() => {
                 self.take_back(index);
@@ -282,10 +279,10 @@ impl State {
     }
 }
 
-fn read(index: u32, blob: Option<&Blob>, arriving: Option<&Arriving>) -> Result<Bytes, ReadError> {
+fn read(run: Range<u32>, blob: Option<&Blob>, arriving: Option<&Arriving>) -> Result<Bytes, ReadError> {
     match (blob, arriving) {
-        (Some(blob), _) => blob.read(index),
-        (None, Some(arriving)) => arriving.read(index),
+        (Some(blob), _) => blob.read_run(run),
+        (None, Some(arriving)) => arriving.read(run.start),
         (None, None) => unreachable!("nothing is here before the store made room"),
     }
 }

@@ -249,6 +249,7 @@ impl Hands {
             let Some(frame) = frame else { return Ok(bytes.freeze()) };
             let frame = frame.map_err(|error| NoBody::Failed(error.to_string()))?;
             if let Ok(data) = frame.into_data() {
+                self.parts.mesh.heard(&peer.name);
                 if bytes.len() + data.len() > len_max {
                     return Err(NoBody::Failed(format!("more than {len_max} bytes")));
                 }

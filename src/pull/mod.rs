@@ -60,6 +60,8 @@ use crate::{
 
 /// Pieces in memory on their way to the disk, for all pulls together: 96 MiB, counted in the smallest pieces.
 const BUFFERS: usize = 384;
+/// As many as the questions that one host is asked at a time: what waits longer waits here, and says so.
+const SMALL_READS: usize = 8;
 const BUFFER_LEN: usize = 256 << 10;
 
 /// Registries remembered as the node's own; those that come later count as strangers to it.
@@ -142,6 +144,8 @@ struct Shared {
     readings: Readings,
     tags: Tags,
     buffers: Semaphore,
+    /// Small blobs that are read from registries at a time.
+    small_reads: Semaphore,
     outgoing: Arc<Outgoing>,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
     /// Hosts of which the node itself has wanted something.
@@ -241,7 +245,7 @@ impl Pulls {
             stop.clone(),
         );
         let tags = Tags::new(Kept::start(&store, tags::FILE, &tasks, &stop), settings.offline_tags);
-        let (buffers, flights) = (Semaphore::new(BUFFERS), Mutex::default());
+        let (buffers, small_reads) = (Semaphore::new(BUFFERS), Semaphore::new(SMALL_READS));
         Self(Arc::new(Shared {
             store,
             origin,
@@ -255,8 +259,9 @@ impl Pulls {
             readings: Readings::new(),
             tags,
             buffers,
+            small_reads,
             outgoing: Arc::new(Outgoing::new()),
-            flights,
+            flights: Mutex::default(),
             used: Mutex::default(),
         }))
     }

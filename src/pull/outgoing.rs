@@ -35,11 +35,10 @@ pub(super) struct Outgoing {
     full: AtomicBool,
 }
 
-/// Held while a piece is read, or a few together, and for as long as any of it is kept.
-#[derive(Clone)]
+/// Held while a piece is read, and for as long as any of it is kept.
 pub(super) enum Room {
-    Whole(Arc<OwnedSemaphorePermit>),
-    Slice(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>),
+    Whole(OwnedSemaphorePermit),
+    Slice(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit),
 }
 
 impl Outgoing {
@@ -48,7 +47,7 @@ impl Outgoing {
         Self { whole, readers: Arc::new(Semaphore::new(READERS)), full: AtomicBool::new(false) }
     }
 
-    /// Room for a piece, or a few together, of which `len` bytes may be kept.
+    /// Room for a piece, or a few short ones, of which `len` bytes may be kept.
     pub(super) async fn room(&self, len: usize) -> Room {
         if len > SLICE_LEN {
             let units = u32::try_from(len.div_ceil(UNIT)).expect("a piece is at most 4 MiB");
@@ -57,14 +56,15 @@ impl Outgoing {
             let found = tokio::time::timeout(wait, whole).await;
             self.full.store(found.is_err(), Ordering::Relaxed);
             if let Ok(permit) = found {
-                return Room::Whole(Arc::new(permit.expect("never closed")));
+                return Room::Whole(permit.expect("never closed"));
             }
         }
-        Room::Slice(Arc::new(self.readers.clone().acquire_owned().await.expect("never closed")))
+        Room::Slice(self.readers.clone().acquire_owned().await.expect("never closed"))
     }
 }
 
 impl Room {
+    /// Whether there is room for all that was asked for.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self, Self::Whole(_))
     }
@@ -83,7 +83,7 @@ impl Room {
 
 struct Kept {
     bytes: Bytes,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl AsRef<[u8]> for Kept {

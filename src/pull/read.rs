@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use tokio::sync::SemaphorePermit;
 
 use super::{flight::News, hands::Hands};
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
 
 /// How often the tracker hears that bytes come: a quarter of what makes a lease stall.
 const BEAT: Duration = Duration::from_millis(500);
+
+/// Who waits so long for others of its own node says so.
+const PLACE_WAIT: Duration = Duration::from_millis(100);
 
 /// A registry that has not sent a piece by then is slower than another may be; a piece has 4 MiB at most.
 const TURN_AFTER: Duration = Duration::from_secs(4);
@@ -94,6 +98,7 @@ impl Hands {
 
     /// From one lead after the other, each going on where the one before it failed.
     async fn read_run(&self, run: &Run, chain: Option<Arc<Chain>>) -> Ended {
+        let _place = self.place(run.start).await;
         let mut left = run.clone();
         let mut tried = 0;
         loop {
@@ -169,6 +174,23 @@ impl Hands {
                 Err(_) if turn.has_one.load(Ordering::Relaxed) => {}
                 Err(_) => self.tell(News::AwaitsTurn(index)).await,
             }
+        }
+    }
+
+    /// A place among the small blobs that this node reads at a time. The first of a crowd is asked to read all of an
+    /// image's, and while one of them waits the tracker may let somebody else read it.
+    async fn place(&self, index: u32) -> Option<SemaphorePermit<'_>> {
+        if self.want.kind == Kind::Manifest || self.want.len > SMALL_MAX {
+            return None;
+        }
+        let mut place = std::pin::pin!(self.parts.small_reads.acquire());
+        let mut patience = PLACE_WAIT;
+        loop {
+            match tokio::time::timeout(patience, &mut place).await {
+                Ok(place) => return Some(place.expect("never closed")),
+                Err(_) => self.tell(News::AwaitsTurn(index)).await,
+            }
+            patience = BEAT;
         }
     }
 

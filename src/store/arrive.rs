@@ -122,9 +122,9 @@ fn recheck(dir: &Path, layout: PieceLayout) -> io::Result<Vec<Option<Statement>>
     let mut statements = journal::replay(&dir.join(tree::PIECES), layout)?;
     for (index, statement) in (0..).zip(&mut statements) {
         let Some(stated) = *statement else { continue };
-        let good = match piece_file::read(&file, layout, index)? {
+        let good = match piece_file::read(&file, layout, index..index + 1)? {
             Found::Bytes(bytes) => blake3::hash(&bytes) == stated,
-            Found::Unreadable => false,
+            Found::Unreadable(_) => false,
         };
         if !good {
             *statement = None;

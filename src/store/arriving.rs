@@ -256,11 +256,11 @@ impl Arriving {
         for _ in 0..2 {
             let statement =
                 self.statement(index).ok_or_else(|| ReadError::Absent { digest: digest(), index })?;
-            let found = piece_file::read(&inner.file, inner.layout, index)
+            let found = piece_file::read(&inner.file, inner.layout, index..index + 1)
                 .map_err(|source| ReadError::Io { digest: digest(), index, source })?;
             match found {
                 Found::Bytes(bytes) if blake3::hash(&bytes) == statement => return Ok(bytes),
-                Found::Bytes(_) | Found::Unreadable => {}
+                Found::Bytes(_) | Found::Unreadable(_) => {}
             }
         }
         if let Some(blob) = self.committed() {

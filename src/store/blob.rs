@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
 };
@@ -137,28 +138,52 @@ impl Blob {
     /// `Absent` if there is no such piece. `Rotten` if the disk gives other bytes than were proven: the blob has then
     /// left the store, and whoever wants it pulls it again.
     pub fn read(&self, index: u32) -> Result<Bytes, ReadError> {
-        let digest = || self.0.digest.clone();
-        let Some(statement) = self.0.statements.get(index as usize) else {
-            return Err(ReadError::Absent { digest: digest(), index });
-        };
+        match index.checked_add(1) {
+            Some(end) => self.read_run(index..end),
+            None => Err(ReadError::Absent { digest: self.0.digest.clone(), index }),
+        }
+    }
+
+    /// The pieces of `run`, at least one, each checked. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::read`], of the first that is bad.
+    pub fn read_run(&self, run: Range<u32>) -> Result<Bytes, ReadError> {
+        let (digest, layout) = (|| self.0.digest.clone(), self.layout());
+        if run.is_empty() || run.end > layout.count() {
+            return Err(ReadError::Absent { digest: digest(), index: run.start.max(layout.count()) });
+        }
         loop {
             let file = self.0.file();
-            let found = piece_file::read(&file, self.layout(), index).map_err(|source| ReadError::Io {
+            let found = piece_file::read(&file, layout, run.clone()).map_err(|source| ReadError::Io {
                 digest: digest(),
-                index,
+                index: run.start,
                 source,
             })?;
-            match found {
-                Found::Bytes(bytes) if blake3::hash(&bytes) == *statement => return Ok(bytes),
-                // Containerd's file has taken the place of ours meanwhile: what counts is what that one says.
-                Found::Bytes(_) | Found::Unreadable if !Arc::ptr_eq(&file, &self.0.file()) => {}
-                Found::Bytes(_) | Found::Unreadable => {
-                    if let Some(store) = self.0.store.upgrade() {
-                        store.convict(&self.0, &file, index);
-                    }
-                    return Err(ReadError::Rotten { digest: digest(), index });
+            let index = match found {
+                Found::Bytes(bytes) => match self.first_bad(&run, &bytes) {
+                    None => return Ok(bytes),
+                    Some(index) => index,
+                },
+                Found::Unreadable(index) => index,
+            };
+            // Containerd's file may have taken the place of ours meanwhile: what counts is what that one says.
+            if Arc::ptr_eq(&file, &self.0.file()) {
+                if let Some(store) = self.0.store.upgrade() {
+                    store.convict(&self.0, &file, index);
                 }
+                return Err(ReadError::Rotten { digest: digest(), index });
             }
         }
+    }
+
+    /// The first piece of `run` of which `bytes`, all of them, are not what was proven.
+    fn first_bad(&self, run: &Range<u32>, bytes: &[u8]) -> Option<u32> {
+        let mut rest = bytes;
+        run.clone().find(|&index| {
+            let (piece, behind) = rest.split_at(self.layout().len_of(index));
+            rest = behind;
+            blake3::hash(piece) != self.statement(index)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The file `data`, read and written a piece at a time.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
@@ -18,24 +18,24 @@ pub enum ReadError {
     Io { digest: Digest, index: u32, source: io::Error },
 }
 
-/// What a file gave for a piece.
+/// What a file gave for a run of pieces.
 pub(super) enum Found {
     Bytes(Bytes),
-    /// The file was cut, or its medium fails, which answers EIO.
-    Unreadable,
+    /// The file was cut, or its medium fails, which answers EIO, before the end of this piece.
+    Unreadable(u32),
 }
 
-/// Piece `index`, read at its place: many threads may read one file.
-pub(super) fn read(file: &File, layout: PieceLayout, index: u32) -> io::Result<Found> {
-    let (len, start) = (layout.len_of(index), layout.range(index).start);
+/// The pieces of `run`, at least one, read at their place: many threads may read one file.
+pub(super) fn read(file: &File, layout: PieceLayout, run: Range<u32>) -> io::Result<Found> {
+    let (start, end) = (layout.range(run.start).start, layout.range(run.end - 1).end);
+    let len = usize::try_from(end - start).expect("a few pieces");
     // Not zeroed first: that would be one more pass over every byte that is served.
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
         let at = start + bytes.len() as u64;
         match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
-            Ok(0) => return Ok(Found::Unreadable),
+            Ok(0) | Err(Errno::IO) => return Ok(Found::Unreadable(layout.index_at(at))),
             Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::IO) => return Ok(Found::Unreadable),
             Err(error) => return Err(error.into()),
         }
     }

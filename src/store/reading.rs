@@ -162,7 +162,8 @@ impl Reading {
     }
 
     fn read_piece(&mut self) -> Result<(), AdoptError> {
-        let found = piece_file::read(&self.file, self.layout, self.builder.next());
+        let index = self.builder.next();
+        let found = piece_file::read(&self.file, self.layout, index..index + 1);
         let Found::Bytes(bytes) = found.map_err(|source| self.unreadable(source))? else {
             return Err(self.foreign());
         };

@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The answer begins after this long even if nothing is known of the blob yet: containerd 2.3 and later go to the next
 /// host, the registry, after 30 s without headers.
 const HEADERS_AFTER: Duration = Duration::from_secs(15);
-/// Pieces, or runs of short ones, that wait for the client, beside the one that it is being sent.
+/// Pieces that wait for the client, beside the one that it is being sent.
 const AHEAD: usize = 1;
 /// How often a blob that rots while it is sent is fetched again.
 const ROTTEN_MAX: u32 = 3;
@@ -137,9 +137,8 @@ impl Door {
                 Ok(Some(Ok(bytes))) => Some(Ok(bytes)),
                 Ok(None) | Err(_) => None,
             };
-            let runs = tokio_stream::iter(first).chain(ReceiverStream::new(receiver));
-            let each = |run: Vec<Bytes>| futures_util::stream::iter(run.into_iter().map(Frame::data).map(Ok));
-            let pieces = runs.map_ok(each).try_flatten().map_err(BrokenOff::Pieces);
+            let pieces = tokio_stream::iter(first).chain(ReceiverStream::new(receiver));
+            let pieces = pieces.map_ok(Frame::data).map_err(BrokenOff::Pieces);
             StreamBody::new(pieces).boxed_unsync()
         };
         let mut reply = Response::new(body);
@@ -184,7 +183,7 @@ impl Sending {
     }
 
     /// What is to be sent next; `None` once all of it was.
-    async fn next(&mut self) -> Option<Result<Vec<Bytes>, PiecesError>> {
+    async fn next(&mut self) -> Option<Result<Bytes, PiecesError>> {
         loop {
             if self.failed {
                 return None;
@@ -207,7 +206,7 @@ impl Sending {
     }
 
     /// Waits for a piece as long as any piece comes.
-    async fn next_piece(&mut self) -> Option<Result<Vec<Bytes>, PiecesError>> {
+    async fn next_piece(&mut self) -> Option<Result<Bytes, PiecesError>> {
         let began = Instant::now();
         let next = self.pieces.next();
         tokio::pin!(next);
@@ -230,7 +229,7 @@ impl Sending {
         }
     }
 
-    async fn run(mut self, sender: mpsc::Sender<Result<Vec<Bytes>, PiecesError>>) {
+    async fn run(mut self, sender: mpsc::Sender<Result<Bytes, PiecesError>>) {
         let mut begun = false;
         // Nothing is read before there is somebody to take it.
         while let Ok(place) = sender.reserve().await {

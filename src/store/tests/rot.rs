@@ -76,3 +76,25 @@ fn a_piece_that_rots_while_its_blob_arrives_is_forgotten() {
     assert!(matches!(arriving.read(0), Err(ReadError::Rotten { .. })));
     assert!(store.get(&sample.digest).is_none());
 }
+
+#[test]
+fn of_a_run_the_piece_that_is_bad_is_named() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let sample = Sample::new(1, 4 * PIECE + 9);
+    let blob = sample.put(&store);
+    let run = |start: u32, end: u32| {
+        (start..end).flat_map(|index| sample.piece(index)).copied().collect::<Vec<u8>>()
+    };
+    assert_eq!(blob.read_run(1..5).unwrap(), run(1, 5));
+    for none in [2..2, 3..6, 5..6, u32::MAX..u32::MAX] {
+        assert!(matches!(blob.read_run(none), Err(ReadError::Absent { .. })));
+    }
+    flip_a_bit(blob.path(), 2 * PIECE + 3);
+    assert_eq!(blob.read_run(0..2).unwrap(), run(0, 2));
+    assert!(matches!(blob.read_run(0..5), Err(ReadError::Rotten { index: 2, .. })));
+    assert!(store.get(&sample.digest).is_none());
+    let blob = sample.put(&store);
+    fs::OpenOptions::new().write(true).open(blob.path()).unwrap().set_len(3 * PIECE + 1).unwrap();
+    assert!(matches!(blob.read_run(1..5), Err(ReadError::Rotten { index: 3, .. })));
+}

@@ -251,6 +251,7 @@ impl Exchange {
         self.origin_failed = None;
         self.abandoned = false;
         self.hopes_since = None;
+        self.lacking = None;
         if self.proven {
             return;
         }

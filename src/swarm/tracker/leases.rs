@@ -9,7 +9,7 @@ use super::{
     Piece, Puller, STALL_KEPT, Swarm,
     feed::{Feed, Lease},
 };
-use crate::swarm::message::{Event, Failure, Handle, Run};
+use crate::swarm::message::{Event, Failure, Handle, Run, SMALL_MAX};
 
 /// Readers of the origin at a time, in a whole crowd; half of them after each failure in a row. A connection that
 /// reads now and then begins slowly each time (TCP's window after idling), and full queues make that a tenth of a second
@@ -49,6 +49,8 @@ pub(super) struct Origin {
     /// It ignores ranges: one reader takes all.
     one_stream: bool,
     refused: BTreeSet<Handle>,
+    /// They have so much to read that a small blob has to wait.
+    busy: BTreeSet<Handle>,
     failures: u32,
     quiet_until: Option<Instant>,
     reason: Option<String>,
@@ -101,6 +103,23 @@ impl Swarm {
     /// The lease of `reader` that contains `index` waits for its turn at the registry.
     pub(super) fn origin_waits(&mut self, reader: Handle, index: u32, now: Instant) {
         self.origin.feed.waits(reader, index, now);
+        if self.layout.blob_len() <= SMALL_MAX {
+            self.pass_on(reader, now);
+        }
+    }
+
+    /// A small blob has no turn at the registry to wait for: its reader is busy with others. Whoever has not said so yet
+    /// reads it instead, of blobs of other lengths somebody else.
+    fn pass_on(&mut self, reader: Handle, now: Instant) {
+        self.origin.busy.insert(reader);
+        let is_free = |other: &Handle| !self.origin.busy.contains(other) && self.may_read(*other);
+        let free: Vec<Handle> = self.members.keys().copied().filter(is_free).collect();
+        let chance = usize::try_from(self.layout.blob_len()).unwrap_or_default();
+        let Some(&heir) = chance.checked_rem(free.len()).and_then(|at| free.get(at)) else { return };
+        for lease in self.origin.feed.release(|lease| lease.reader == reader) {
+            self.tell(reader, Event::Revoke(lease.run.clone()));
+            self.lease(heir, lease.run, now);
+        }
     }
 
     /// A reader gives a lease back.
@@ -149,6 +168,7 @@ impl Swarm {
     /// The runs that it was reading.
     pub(super) fn release_all(&mut self, reader: Handle) -> Vec<Run> {
         self.origin.refused.remove(&reader);
+        self.origin.busy.remove(&reader);
         let released = self.origin.feed.release(|lease| lease.reader == reader);
         released.into_iter().map(|lease| lease.run).collect()
     }
@@ -256,7 +276,7 @@ impl Swarm {
             false => {
                 let most = u32::try_from(RUN_BYTES_MAX / self.layout.piece_len()).expect("a few pieces");
                 let len = self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most);
-                let parts = LEASES_OF_THE_REST * READERS_MAX;
+                let parts = LEASES_OF_THE_REST * if able < RUNS_ALONE { RUNS_ALONE } else { READERS_MAX };
                 let rest = (start..count).filter(|&index| is_free(index)).take(len as usize * parts).count();
                 len.min(u32::try_from(rest / parts).expect("no more than the length")).max(1)
             }

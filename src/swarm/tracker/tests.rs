@@ -146,3 +146,35 @@ fn who_is_discredited_reads_alone_what_it_does_not_have() {
     let runs = leases(&events);
     assert!(!runs.is_empty() && runs.iter().all(|run| run.start >= 2), "{events:?}");
 }
+
+#[test]
+fn a_small_blob_whose_reader_is_busy_is_read_by_another_one() {
+    let now = Instant::now();
+    let crowd = |blob_len| {
+        let mut swarm = Swarm::new(blob_len, [], now);
+        let handles =
+            ["one", "two", "three"].map(|name| swarm.join(&Join { blob_len, ..join(name) }, now).unwrap());
+        (swarm, handles)
+    };
+    let waiting = [Report::Waiting { start: 0 }];
+    let (mut swarm, handles) = crowd(1000);
+    let mut reader = handles[0];
+    assert!(told(&mut swarm, reader).contains(&Event::Lease(0..1)));
+    let mut readers = vec![reader];
+    for _ in 0..2 {
+        swarm.reports(reader, waiting.clone(), now);
+        let all = swarm.take_events();
+        assert!(all.contains(&(reader, Event::Revoke(0..1))), "{all:?}");
+        reader = all.iter().find(|(_, event)| *event == Event::Lease(0..1)).expect("somebody reads it").0;
+        readers.push(reader);
+    }
+    readers.sort_unstable();
+    assert_eq!(readers, handles, "each is asked once");
+    swarm.reports(reader, waiting.clone(), now);
+    assert!(swarm.take_events().is_empty(), "all are busy: the last one goes on");
+    // Of a large blob it is the registry that is waited for.
+    let (mut swarm, handles) = crowd(BLOB_LEN);
+    swarm.take_events();
+    swarm.reports(handles[0], waiting, now);
+    assert!(!swarm.take_events().iter().any(|(_, event)| matches!(event, Event::Revoke(_))));
+}
