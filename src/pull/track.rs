@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Messages to a tracker that are not sent yet: seconds of announcements at one a piece.
-const OUTBOX_MAX: usize = 256;
+const OUTBOX_MAX: usize = 1024;
 /// A tracker that has not taken the join by then is passed over: a connection to a member that lives takes a
 /// few milliseconds, and two trackers for a while cost at most the leased runs twice.
 const JOIN_MAX: Duration = Duration::from_secs(1);

@@ -15,7 +15,9 @@ use crate::swarm::message::{Event, Failure, Handle, Run, SMALL_MAX};
 /// reads now and then begins slowly each time (TCP's window after idling), and full queues make that a tenth of a second
 /// a round: with two the registry's 100 Mbit/s link carried 60 to 70 % in real crowds of 8, with four 80 to 85 %, with
 /// eight, none of which ever idles, 85 to 95 %. In real crowds of 16 on 20 Mbit/s, where each has fewer turns, six
-/// carried 85 % and the crowd was done after 1.28 to 1.34 x F/B; ten 96 % and 1.25; twelve the same.
+/// carried 85 % and the crowd was done after 1.28 to 1.34 x F/B; ten 96 % and 1.25; twelve the same. So five of eight
+/// members, between these two.
+const READERS_FEW: usize = 6;
 const READERS_MAX: usize = 10;
 /// Readers before anything is read, and one more with every piece: six at once have their first pieces all together after
 /// six times as long, and meanwhile nobody has anything to pass on. In the simulation of a layer of 96 pieces the
@@ -72,6 +74,11 @@ impl Origin {
         self.reason = Some(reason.to_owned());
         self.failed_at = Some(now);
     }
+}
+
+/// How many of so many members read at a time.
+fn readers_of(able: usize) -> usize {
+    (able * 5 / 8).clamp(READERS_FEW, READERS_MAX)
 }
 
 /// Whether the reader of a lease has still to bring the piece.
@@ -222,13 +229,13 @@ impl Swarm {
             return;
         }
         // More than this is all the same.
-        let able = self.members.keys().filter(|handle| self.may_read(**handle)).take(RUNS_ALONE).count();
+        let able = self.members.keys().filter(|handle| self.may_read(**handle)).take(2 * READERS_MAX).count();
         // The first of a crowd is not alone for long: a piece has been read by the time that this is known.
         let alone = able == 1 && self.members.values().any(|puller| puller.read > 0);
         let readers_max = match (self.origin.one_stream, alone) {
             (true, _) => 1,
             (false, true) => RUNS_ALONE,
-            (false, false) => (READERS_MAX >> self.origin.failures.min(READERS_MAX.ilog2())).max(1),
+            (false, false) => (readers_of(able) >> self.origin.failures.min(READERS_MAX.ilog2())).max(1),
         };
         let begun: u32 = self.members.values().map(|puller| puller.read).sum();
         let first = READERS_FIRST.saturating_add(usize::try_from(begun).unwrap_or(usize::MAX));
@@ -248,7 +255,7 @@ impl Swarm {
         if busy.len() >= readers_max {
             return None;
         }
-        let each_max = readers_max.div_ceil(able.max(1)).min(RUNS_ALONE);
+        let each_max = readers_max.div_ceil(able.clamp(1, RUNS_ALONE)).min(RUNS_ALONE);
         let leases_of = |handle: Handle| busy.iter().filter(|reader| **reader == handle).count();
         let stalled = |p: &Puller| p.last_stall.is_some_and(|at| now.duration_since(at) < STALL_KEPT);
         self.members
@@ -276,7 +283,8 @@ impl Swarm {
             false => {
                 let most = u32::try_from(RUN_BYTES_MAX / self.layout.piece_len()).expect("a few pieces");
                 let len = self.origin.feed.run_len().min(count / (readers * LEASES_EACH)).clamp(1, most);
-                let parts = LEASES_OF_THE_REST * if able < RUNS_ALONE { RUNS_ALONE } else { READERS_MAX };
+                let parts =
+                    LEASES_OF_THE_REST * if able < RUNS_ALONE { RUNS_ALONE } else { readers_of(able) };
                 let rest = (start..count).filter(|&index| is_free(index)).take(len as usize * parts).count();
                 len.min(u32::try_from(rest / parts).expect("no more than the length")).max(1)
             }

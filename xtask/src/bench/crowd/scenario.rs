@@ -177,7 +177,7 @@ mod tests {
     use crate::bench::image::{Layer, Shape};
 
     fn image() -> Image {
-        let layers = vec![Layer { digest: String::new(), bytes: 16 << 20 }];
+        let layers = vec![Layer { digest: String::new(), bytes: 4 << 20 }];
         Image { root: "/".into(), shape: Shape::One, rate: RATE, layers, bytes: 62_500_000 }
     }
 
