@@ -114,10 +114,16 @@ impl Image {
         Ok(Image { root: place.join("registry"), shape, rate, layers, bytes })
     }
 
-    /// Pieces of 64 KiB in blobs of up to 32 MiB, of 256 KiB in those of up to 256 MiB. None here is as small as one piece.
+    /// One in blobs of up to 128 KiB, of 64 KiB in those of up to 32 MiB, of 256 KiB in those of up to 256 MiB.
     pub fn pieces(&self) -> u64 {
-        let piece = |layer: &Layer| if layer.bytes <= 32 << 20 { 64 << 10 } else { 256 << 10 };
-        self.layers.iter().map(|layer| layer.bytes.div_ceil(piece(layer))).sum()
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        let piece = |bytes: u64| match bytes {
+            _ if bytes <= 128 * KIB => 128 * KIB,
+            _ if bytes <= 32 * MIB => 64 * KIB,
+            _ => 256 * KIB,
+        };
+        self.layers.iter().map(|layer| layer.bytes.div_ceil(piece(layer.bytes))).sum()
     }
 
     /// The layer with the most bytes.
