@@ -184,14 +184,14 @@ impl Hands {
             return None;
         }
         let mut place = std::pin::pin!(self.parts.small_reads.acquire());
-        let mut patience = PLACE_WAIT;
-        loop {
+        for patience in [PLACE_WAIT, BEAT, BEAT] {
             match tokio::time::timeout(patience, &mut place).await {
                 Ok(place) => return Some(place.expect("never closed")),
                 Err(_) => self.tell(News::AwaitsTurn(index)).await,
             }
-            patience = BEAT;
         }
+        // Those before it may be of a registry that hangs, and each registry has its own limit.
+        None
     }
 
     /// Waits as long as it takes; but where another registry has been named as well, not for ever on this one.

@@ -118,12 +118,12 @@ impl Image {
     pub fn pieces(&self) -> u64 {
         const KIB: u64 = 1 << 10;
         const MIB: u64 = 1 << 20;
-        let piece = |bytes: u64| match bytes {
-            _ if bytes <= 128 * KIB => 128 * KIB,
-            _ if bytes <= 32 * MIB => 64 * KIB,
-            _ => 256 * KIB,
+        let pieces = |layer: &Layer| match layer.bytes {
+            bytes if bytes <= 128 * KIB => 1,
+            bytes if bytes <= 32 * MIB => bytes.div_ceil(64 * KIB),
+            bytes => bytes.div_ceil(256 * KIB),
         };
-        self.layers.iter().map(|layer| layer.bytes.div_ceil(piece(layer.bytes))).sum()
+        self.layers.iter().map(pieces).sum()
     }
 
     /// The layer with the most bytes.
